@@ -1,0 +1,119 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Read QEMU migration streams: guest RAM images and decoded device state.
+///
+/// A stream is a file written by `migrate file:…`, `migrate exec:cat>…` or
+/// `virsh dump`. Exit codes: 0 complete, 1 failed, 2 usage, 3 partial.
+#[derive(Parser)]
+#[command(name = "ramlift", version, propagate_version = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Say what a stream holds
+    Info(InfoArgs),
+    /// Write RAM images and device state into a directory
+    Extract(ExtractArgs),
+    /// Print decoded device state as JSON
+    State(StateArgs),
+    /// Print the stream's own description, JSON as QEMU wrote it
+    Desc(DescArgs),
+    /// Do what QEMU's scripts/analyze-migration.py does: same options, same files, same text
+    AnalyzeMigration(AnalyzeArgs),
+    /// Print shell completions or the man page
+    #[command(hide = true)]
+    Generate(GenerateArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct InfoArgs {
+    /// The migration stream
+    pub(crate) stream: PathBuf,
+    /// Print JSON, as docs/json.md describes it
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct ExtractArgs {
+    /// The migration stream
+    pub(crate) stream: PathBuf,
+    /// Directory to write [default: the stream's file name + ".extracted"]
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) output: Option<PathBuf>,
+    /// Write only this RAM block's image; may be given again
+    #[arg(long = "block", value_name = "IDSTR")]
+    pub(crate) blocks: Vec<String>,
+    /// Replace files that exist
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Number of threads [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Show neither progress nor what was written; warnings stay
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct StateArgs {
+    /// The migration stream
+    pub(crate) stream: PathBuf,
+    /// Only devices whose name matches: `*` is any text, `?` any character;
+    /// may be given again
+    #[arg(long = "device", value_name = "PATTERN")]
+    pub(crate) devices: Vec<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct DescArgs {
+    /// The migration stream
+    pub(crate) stream: PathBuf,
+}
+
+#[derive(Args)]
+#[command(infer_long_args = true)]
+pub(crate) struct AnalyzeArgs {
+    /// Migration dump to read from
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Dump RAM contents as well
+    #[arg(short, long)]
+    pub(crate) memory: bool,
+    /// What to dump
+    #[arg(short, long, value_enum, default_value_t = Dump::State)]
+    pub(crate) dump: Dump,
+    /// Extract contents into individual files in the current directory
+    #[arg(short = 'x', long)]
+    pub(crate) extract: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Dump {
+    State,
+    Desc,
+}
+
+#[derive(Args)]
+pub(crate) struct GenerateArgs {
+    /// What to print
+    pub(crate) what: Generate,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Generate {
+    Man,
+    Bash,
+    Elvish,
+    Fish,
+    #[value(name = "powershell")]
+    PowerShell,
+    Zsh,
+}

@@ -1,0 +1,225 @@
+//! `ramlift extract`: RAM images and device state into a directory.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use ramlift::{BlockFiles, BlockId, Input, Ram, Stream, image_len, scatter};
+use serde::Serialize;
+
+use crate::args::ExtractArgs;
+use crate::exit::{Exit, Failure};
+use crate::info::{self, Source};
+use crate::output::Staging;
+use crate::paths::BlockPaths;
+use crate::state::StateReport;
+use crate::{progress, terminal};
+
+const STATE: &str = "state.json";
+const DESC: &str = "desc.json";
+const MANIFEST: &str = "manifest.json";
+
+/// `manifest.json`.
+#[derive(Serialize)]
+struct Manifest {
+    ramlift: &'static str,
+    source: Source,
+    machine: Option<String>,
+    blocks: Vec<BlockEntry>,
+    warnings: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct BlockEntry {
+    idstr: String,
+    file: Option<String>,
+    used_length: u64,
+    page_size: u64,
+    data_pages: u64,
+    fill_pages: u64,
+    absent_pages: u64,
+    status: Status,
+}
+
+/// How much of a block is in the stream.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Status {
+    /// Every page.
+    Complete,
+    /// Some pages; the others are zero in the image.
+    Partial,
+    /// No page: there is no image.
+    Absent,
+}
+
+impl Status {
+    fn of(ram: &Ram<'_>, id: BlockId) -> Self {
+        let pages = ram.block(id).map_or(0, |block| ram.page_size().pages_in(block.used_length));
+        match ram.absent_pages(id) {
+            0 => Self::Complete,
+            absent if absent == pages => Self::Absent,
+            _ => Self::Partial,
+        }
+    }
+}
+
+pub(crate) fn run(args: &ExtractArgs) -> Result<Exit, Failure> {
+    let mut pool = rayon::ThreadPoolBuilder::new();
+    if let Some(threads) = args.threads {
+        pool = pool.num_threads(threads.into());
+    }
+    let pool = pool.build().map_err(|error| Failure::Other(format!("threads: {error}")))?;
+    pool.install(|| extract(args))
+}
+
+fn extract(args: &ExtractArgs) -> Result<Exit, Failure> {
+    let path = &args.stream;
+    let input = Input::open(path).map_err(Failure::input(path))?;
+    let bar = progress::is_visible(args.quiet);
+    let stream = progress::watch(bar, "indexing", input.bytes().len() as u64, |progress| {
+        Stream::parse_with(input.bytes(), progress)
+    })
+    .map_err(Failure::input(path))?;
+    let blocks = choose_blocks(path, &stream, &args.blocks)?;
+    let target = args.output.clone().map_or_else(|| default_target(path), Ok)?;
+    let mut staging = Staging::new(&target, args.force)?;
+    let images = write_images(&mut staging, &stream, &blocks, bar)?;
+    let (mut warnings, state_is_partial) = write_state(&mut staging, &stream)?;
+    let entries = block_entries(&stream, &blocks, &images);
+    let is_partial = state_is_partial
+        || entries.iter().any(|entry| entry.status == Status::Absent)
+        || stream.warnings().iter().any(|warning| warning.is_loss);
+    warnings.splice(0..0, info::warnings(&stream));
+    let manifest = Manifest {
+        ramlift: env!("CARGO_PKG_VERSION"),
+        source: Source::of(path, &input),
+        machine: stream.configuration().map(|configuration| configuration.machine.to_string()),
+        blocks: entries,
+        warnings,
+    };
+    staging.write(MANIFEST, |out| terminal::write_json(out, &manifest))?;
+    staging.commit()?;
+    report(args.quiet, &target, &manifest)?;
+    Ok(Exit::of(is_partial))
+}
+
+/// The directory for a stream, if none is given: beside nothing, in the
+/// current directory's terms, where the stream's path is.
+fn default_target(path: &Path) -> Result<PathBuf, Failure> {
+    let mut name = path
+        .file_name()
+        .ok_or_else(|| Failure::Other(format!("{}: has no file name; give -o DIR", path.display())))?
+        .to_owned();
+    name.push(".extracted");
+    Ok(path.with_file_name(name))
+}
+
+/// The blocks asked for: all, or those of the names given.
+fn choose_blocks(path: &Path, stream: &Stream<'_>, names: &[String]) -> Result<Vec<BlockId>, Failure> {
+    let Some(ram) = stream.ram() else {
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        return Err(Failure::Other(format!("{}: the stream has no RAM", path.display())));
+    };
+    if names.is_empty() {
+        return Ok(ram.blocks().map(|(id, ..)| id).collect());
+    }
+    let is_named = |name: &String, block: &ramlift::RamBlock| {
+        block.idstr == name.as_str() || block.idstr.to_string() == *name
+    };
+    for name in names {
+        if !ram.blocks().any(|(_, block, _)| is_named(name, block)) {
+            let known: Vec<String> =
+                ram.blocks().take(20).map(|(_, block, _)| block.idstr.to_string()).collect();
+            let text = format!("{}: no RAM block \"{name}\"; there are {}", path.display(), known.join(", "));
+            return Err(Failure::Other(text));
+        }
+    }
+    let is_chosen = |block: &ramlift::RamBlock| names.iter().any(|name| is_named(name, block));
+    Ok(ram.blocks().filter(|(_, block, _)| is_chosen(block)).map(|(id, ..)| id).collect())
+}
+
+/// Writes the images of `blocks`. Gives the path of each, in the same order;
+/// none where the stream has no page of it.
+fn write_images(
+    staging: &mut Staging,
+    stream: &Stream<'_>,
+    blocks: &[BlockId],
+    bar: bool,
+) -> Result<Vec<Option<String>>, Failure> {
+    let Some(ram) = stream.ram() else { return Ok(Vec::new()) };
+    // Names are given to all blocks, so that a block's file has the same name
+    // whichever blocks are asked for.
+    let mut paths = BlockPaths::with_reserved(&[STATE, DESC, MANIFEST]);
+    let names: Vec<String> = ram.blocks().map(|(_, block, _)| paths.assign(&block.idstr)).collect();
+    let mut files = Vec::new();
+    let mut images = Vec::new();
+    for id in blocks {
+        let name = names.get(id.0).filter(|_| Status::of(ram, *id) != Status::Absent);
+        if let Some(name) = name {
+            files.push((*id, staging.file(name)?));
+        }
+        images.push(name.cloned());
+    }
+    let written: Vec<BlockId> = files.iter().map(|(id, _)| *id).collect();
+    let sink = BlockFiles::create(ram, files)?;
+    progress::watch(bar, "writing", image_len(ram, &written), |progress| {
+        scatter(ram, &written, &sink, progress)
+    })?;
+    Ok(images)
+}
+
+/// Writes the description and the decoded devices. Gives what to warn of, and
+/// whether devices are missing that should be there.
+fn write_state(staging: &mut Staging, stream: &Stream<'_>) -> Result<(Vec<String>, bool), Failure> {
+    if let Some(description) = stream.description() {
+        staging.write(DESC, |out| out.write_all(description.text).and_then(|()| writeln!(out)))?;
+    }
+    let report = StateReport::of(stream, stream.devices().collect());
+    staging.write(STATE, |out| terminal::write_json(out, &report))?;
+    if stream.description().is_none() {
+        // One warning says it of all of them.
+        return Ok((Vec::new(), false));
+    }
+    let warnings = report.undecoded().map(|error| format!("not decoded: {error}")).collect();
+    // A device that QEMU described wrongly is whole in the stream, and its
+    // bytes are in state.json: the output is as complete as the stream is.
+    Ok((warnings, false))
+}
+
+fn block_entries(stream: &Stream<'_>, blocks: &[BlockId], images: &[Option<String>]) -> Vec<BlockEntry> {
+    let Some(ram) = stream.ram() else { return Vec::new() };
+    let entry = |(id, file): (&BlockId, &Option<String>)| {
+        let (block, pages) = (ram.block(*id)?, ram.pages(*id)?);
+        Some(BlockEntry {
+            idstr: block.idstr.to_string(),
+            file: file.clone(),
+            used_length: block.used_length,
+            page_size: ram.page_size().bytes(),
+            data_pages: pages.data_pages(),
+            fill_pages: pages.fill_pages(),
+            absent_pages: ram.absent_pages(*id),
+            status: Status::of(ram, *id),
+        })
+    };
+    blocks.iter().zip(images).filter_map(entry).collect()
+}
+
+/// Says what was written, and what was odd.
+fn report(is_quiet: bool, target: &Path, manifest: &Manifest) -> Result<(), Failure> {
+    for warning in &manifest.warnings {
+        terminal::say(format_args!("warning: {warning}"));
+    }
+    if is_quiet {
+        return Ok(());
+    }
+    let mut out = terminal::stdout();
+    let files = manifest.blocks.iter().filter_map(|block| Some((block.used_length, block.file.as_ref()?)));
+    for (len, file) in files {
+        writeln!(out, "{:>14} bytes  {}", len, target.join(file).display()).map_err(Failure::stdout)?;
+    }
+    writeln!(out, "{}: {} RAM images, device state, manifest", target.display(), manifest.blocks.len())
+        .map_err(Failure::stdout)?;
+    terminal::finish(out)
+}

@@ -1,0 +1,320 @@
+//! `ramlift info`: what a stream holds.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use indexmap::IndexMap;
+use ramlift::{Input, Ram, Section, SectionType, Stream};
+use serde::Serialize;
+
+use crate::args::InfoArgs;
+use crate::exit::{Exit, Failure};
+use crate::{progress, terminal};
+
+/// The output of `info --json`.
+#[derive(Serialize)]
+struct Report {
+    ramlift: &'static str,
+    source: Source,
+    format: &'static str,
+    machine: Option<String>,
+    page_size: Option<u64>,
+    capabilities: Vec<String>,
+    uuid: Option<String>,
+    has_footers: bool,
+    vcpus: usize,
+    passes: u64,
+    blocks: Vec<Block>,
+    commands: Vec<Command>,
+    sections: Vec<SectionReport>,
+    description: Option<DescriptionReport>,
+    end: u64,
+    warnings: Vec<String>,
+}
+
+/// The file that was read.
+#[derive(Serialize)]
+pub(crate) struct Source {
+    path: String,
+    size: u64,
+}
+
+impl Source {
+    pub(crate) fn of(path: &Path, input: &Input) -> Self {
+        Self { path: path.to_string_lossy().into_owned(), size: input.bytes().len() as u64 }
+    }
+}
+
+#[derive(Serialize)]
+struct Block {
+    idstr: String,
+    used_length: u64,
+    host_page_size: Option<u64>,
+    mr_addr: Option<u64>,
+    data_pages: u64,
+    fill_pages: u64,
+    resent_pages: u64,
+    absent_pages: u64,
+}
+
+#[derive(Serialize)]
+struct Command {
+    offset: u64,
+    command: u16,
+    name: Option<&'static str>,
+    length: u16,
+}
+
+#[derive(Serialize)]
+struct SectionReport {
+    offset: u64,
+    r#type: String,
+    section_id: u32,
+    name: String,
+    instance_id: u32,
+    version_id: u32,
+    body: u64,
+    length: u64,
+}
+
+#[derive(Serialize)]
+struct DescriptionReport {
+    offset: u64,
+    length: u64,
+    devices: usize,
+}
+
+pub(crate) fn run(args: &InfoArgs) -> Result<Exit, Failure> {
+    let input = Input::open(&args.stream).map_err(Failure::input(&args.stream))?;
+    let stream =
+        progress::watch(progress::is_visible(false), "indexing", input.bytes().len() as u64, |progress| {
+            Stream::parse_with(input.bytes(), progress)
+        });
+    let stream = stream.map_err(Failure::input(&args.stream))?;
+    let report = report(&args.stream, &input, &stream);
+    if args.json {
+        terminal::print_json(&report)?;
+    } else {
+        let mut out = terminal::stdout();
+        write_text(&mut out, &report, &stream).map_err(Failure::stdout)?;
+        terminal::finish(out)?;
+    }
+    Ok(Exit::of(stream.warnings().iter().any(|warning| warning.is_loss)))
+}
+
+fn report(path: &Path, input: &Input, stream: &Stream<'_>) -> Report {
+    let configuration = stream.configuration();
+    let capabilities =
+        configuration.map(|configuration| configuration.capabilities.as_slice()).unwrap_or_default();
+    let description = stream.description().map(|description| DescriptionReport {
+        offset: description.offset.0,
+        length: description.text.len() as u64,
+        devices: description.desc.devices.len(),
+    });
+    Report {
+        ramlift: env!("CARGO_PKG_VERSION"),
+        source: Source::of(path, input),
+        format: "QEVM version 3",
+        machine: configuration.map(|configuration| configuration.machine.to_string()),
+        page_size: stream.ram().map(|ram| ram.page_size().bytes()),
+        capabilities: capabilities.iter().map(ToString::to_string).collect(),
+        uuid: configuration.and_then(|configuration| configuration.uuid).map(uuid_text),
+        has_footers: stream.has_footers(),
+        vcpus: stream.vcpu_count(),
+        passes: stream.ram().map_or(0, Ram::pass_count),
+        blocks: stream.ram().map(blocks).unwrap_or_default(),
+        commands: stream.commands().iter().map(command).collect(),
+        sections: stream.sections().iter().map(section).collect(),
+        description,
+        end: stream.end().0,
+        warnings: warnings(stream),
+    }
+}
+
+/// All warnings on a stream: those of the walk, and pages that no record
+/// holds.
+pub(crate) fn warnings(stream: &Stream<'_>) -> Vec<String> {
+    let mut texts: Vec<String> = stream.warnings().iter().map(ToString::to_string).collect();
+    let Some(ram) = stream.ram() else { return texts };
+    for (id, block, _) in ram.blocks() {
+        let absent = ram.absent_pages(id);
+        if absent > 0 {
+            let all = ram.page_size().pages_in(block.used_length);
+            texts.push(format!(
+                "RAM block \"{}\": {absent} of {all} pages are not in the stream",
+                block.idstr
+            ));
+        }
+    }
+    texts
+}
+
+fn blocks(ram: &Ram<'_>) -> Vec<Block> {
+    let block = |(id, block, pages): (_, &ramlift::RamBlock, &ramlift::BlockPages)| Block {
+        idstr: block.idstr.to_string(),
+        used_length: block.used_length,
+        host_page_size: block.host_page_size,
+        mr_addr: block.mr_addr,
+        data_pages: pages.data_pages(),
+        fill_pages: pages.fill_pages(),
+        resent_pages: pages.resent_pages(),
+        absent_pages: ram.absent_pages(id),
+    };
+    ram.blocks().map(block).collect()
+}
+
+fn command(command: &ramlift::Command) -> Command {
+    Command { offset: command.offset.0, command: command.command, name: command.name(), length: command.len }
+}
+
+fn section(section: &Section) -> SectionReport {
+    SectionReport {
+        offset: section.offset.0,
+        r#type: section.kind.to_string(),
+        section_id: section.handler.section_id,
+        name: section.handler.idstr.to_string(),
+        instance_id: section.handler.instance_id,
+        version_id: section.handler.version_id,
+        body: section.body.0,
+        length: section.body_len(),
+    }
+}
+
+fn uuid_text(uuid: [u8; 16]) -> String {
+    let mut text = String::new();
+    for (nth, byte) in uuid.iter().enumerate() {
+        if matches!(nth, 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        text.push_str(&format!("{byte:02x}"));
+    }
+    text
+}
+
+/// The same for people. Sections of one handler in a row are one line.
+fn write_text(out: &mut impl Write, report: &Report, stream: &Stream<'_>) -> io::Result<()> {
+    let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| "not in the stream".to_owned());
+    writeln!(out, "{}", ramlift::Idstr::from(report.source.path.as_str()))?;
+    writeln!(out, "  format        {}, {} bytes of {}", report.format, report.end, report.source.size)?;
+    writeln!(out, "  machine       {}", or_none(&report.machine))?;
+    if let Some(uuid) = &report.uuid {
+        writeln!(out, "  uuid          {uuid}")?;
+    }
+    let capabilities = if report.capabilities.is_empty() {
+        "none listed".to_owned()
+    } else {
+        report.capabilities.join(", ")
+    };
+    writeln!(out, "  capabilities  {capabilities}")?;
+    if let Some(page_size) = report.page_size {
+        writeln!(out, "  page size     {page_size} bytes")?;
+    }
+    writeln!(out, "  vCPUs         {}", report.vcpus)?;
+    writeln!(out, "  footers       {}", if report.has_footers { "yes" } else { "no" })?;
+    match &report.description {
+        Some(found) => writeln!(
+            out,
+            "  description   {} bytes at {:#x}, {} devices",
+            found.length, found.offset, found.devices
+        )?,
+        None => writeln!(out, "  description   none")?,
+    }
+    write_blocks(out, report)?;
+    write_sections(out, stream)?;
+    for warning in &report.warnings {
+        writeln!(out, "\nwarning: {warning}")?;
+    }
+    Ok(())
+}
+
+fn write_blocks(out: &mut impl Write, report: &Report) -> io::Result<()> {
+    let passes = if report.passes == 1 { "pass" } else { "passes" };
+    writeln!(out, "\nRAM blocks, pages sent in {} {passes}", report.passes)?;
+    writeln!(
+        out,
+        "  {:>14} {:>10} {:>10} {:>10} {:>10}  idstr",
+        "bytes", "data", "fill", "re-sent", "never sent"
+    )?;
+    for block in &report.blocks {
+        writeln!(
+            out,
+            "  {:>14} {:>10} {:>10} {:>10} {:>10}  {}",
+            block.used_length,
+            block.data_pages,
+            block.fill_pages,
+            block.resent_pages,
+            block.absent_pages,
+            block.idstr
+        )?;
+    }
+    Ok(())
+}
+
+/// What a line of the section table stands for.
+struct Line<'s> {
+    first: &'s Section,
+    count: usize,
+    len: u64,
+}
+
+fn write_sections(out: &mut impl Write, stream: &Stream<'_>) -> io::Result<()> {
+    writeln!(out, "\nSections")?;
+    writeln!(
+        out,
+        "  {:>14} {:>14} {:>5} {:>8} {:>10} {:>7}  name",
+        "offset", "bytes", "type", "id", "instance", "version"
+    )?;
+    // Commands stand where they are between the sections.
+    let mut lines: IndexMap<(u64, SectionType), Line<'_>> = IndexMap::new();
+    let mut run_start = None;
+    for section in stream.sections() {
+        let key = match run_start {
+            Some((offset, id)) if section.kind == SectionType::Part && id == section.handler.section_id => {
+                offset
+            }
+            _ => section.offset.0,
+        };
+        run_start = (section.kind == SectionType::Part).then_some((key, section.handler.section_id));
+        let line = lines.entry((key, section.kind)).or_insert(Line { first: section, count: 0, len: 0 });
+        line.count += 1;
+        line.len += section.body_len();
+    }
+    let mut commands = stream.commands().iter().peekable();
+    for line in lines.values() {
+        while let Some(command) = commands.next_if(|command| command.offset < line.first.offset) {
+            write_command(out, command)?;
+        }
+        write_line(out, line)?;
+    }
+    commands.try_for_each(|command| write_command(out, command))
+}
+
+fn write_line(out: &mut impl Write, line: &Line<'_>) -> io::Result<()> {
+    let Section { offset, kind, handler, .. } = line.first;
+    let count = if line.count > 1 { format!(" ×{}", line.count) } else { String::new() };
+    writeln!(
+        out,
+        "  {:>14} {:>14} {:>5} {:>8} {:>10} {:>7}  {}{count}",
+        offset.to_string(),
+        line.len,
+        kind.to_string(),
+        handler.section_id,
+        handler.instance_id,
+        handler.version_id,
+        handler.idstr
+    )
+}
+
+fn write_command(out: &mut impl Write, command: &ramlift::Command) -> io::Result<()> {
+    let name = command.name().map_or_else(|| format!("command {}", command.command), str::to_owned);
+    writeln!(
+        out,
+        "  {:>14} {:>14} {:>5} {:>8} {:>10} {:>7}  {name}",
+        command.offset.to_string(),
+        command.len,
+        "CMD",
+        "",
+        "",
+        ""
+    )
+}

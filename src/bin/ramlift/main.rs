@@ -1,0 +1,41 @@
+//! `ramlift`: reads QEMU migration streams.
+
+mod analyze_migration;
+mod args;
+mod desc;
+mod exit;
+mod extract;
+mod generate;
+mod info;
+mod output;
+mod paths;
+mod progress;
+mod state;
+mod terminal;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use args::{Cli, Command};
+use exit::Exit;
+
+fn main() -> std::process::ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let is_answer = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            // Nothing can be done if even this cannot be printed.
+            let _ = error.print();
+            return if is_answer { Exit::Complete } else { Exit::Usage }.into();
+        }
+    };
+    let outcome = match &cli.command {
+        Command::Info(args) => info::run(args),
+        Command::Extract(args) => extract::run(args),
+        Command::State(args) => state::run(args),
+        Command::Desc(args) => desc::run(args),
+        Command::AnalyzeMigration(args) => analyze_migration::run(args),
+        Command::Generate(args) => generate::run(args),
+    };
+    outcome.unwrap_or_else(|failure| failure.report()).into()
+}

@@ -1,0 +1,152 @@
+//! Output that appears complete or not at all.
+//!
+//! Everything is written into a *staging* directory first, which nobody will
+//! take for a result, and moved to its place when it is complete. If something
+//! fails before that, the staging directory is removed and nothing else has
+//! changed.
+
+use std::fs;
+use std::io::{self, BufWriter, Write};
+use std::path::{Component, Path, PathBuf};
+
+use ramlift::create_new;
+use tempfile::TempDir;
+
+use crate::exit::Failure;
+
+/// A directory being written.
+pub(crate) struct Staging {
+    target: PathBuf,
+    is_new: bool,
+    may_replace: bool,
+    temporary: TempDir,
+    files: Vec<PathBuf>,
+}
+
+impl Staging {
+    /// Prepares to write files into `target`.
+    ///
+    /// A directory that does not exist appears whole at the end. In one that
+    /// does, files appear at the end, each whole; if there is anything in it,
+    /// only with `may_replace`.
+    pub(crate) fn new(target: &Path, may_replace: bool) -> Result<Self, Failure> {
+        let fail = Failure::file(target);
+        let is_new = match fs::read_dir(target) {
+            Ok(mut entries) => {
+                if !may_replace && entries.next().is_some() {
+                    let text = format!(
+                        "{}: the output directory exists and is not empty; --force replaces files in it, -o DIR gives another",
+                        target.display()
+                    );
+                    return Err(Failure::Other(text));
+                }
+                false
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+            Err(error) => return Err(fail(error)),
+        };
+        let place = if is_new { parent(target) } else { target.to_owned() };
+        if is_new {
+            fs::create_dir_all(&place).map_err(Failure::file(&place))?;
+        }
+        // On the same file system as its target, so that the moves at the end
+        // are renames. The directory is its owner's alone, as the files are.
+        let temporary = tempfile::Builder::new()
+            .prefix(".ramlift-incomplete-")
+            .tempdir_in(&place)
+            .map_err(Failure::file(&place))?;
+        Ok(Self { target: target.to_owned(), is_new, may_replace, temporary, files: Vec::new() })
+    }
+
+    /// Where to write the file that will be `relative` in the target. Makes
+    /// the directories for it.
+    pub(crate) fn file(&mut self, relative: &str) -> Result<PathBuf, Failure> {
+        let relative = Path::new(relative);
+        // What leaves the directory never gets here; if it did, it would end
+        // here.
+        if !relative.components().all(|component| matches!(component, Component::Normal(_))) {
+            return Err(Failure::Other(format!(
+                "{}: is no path inside the output directory",
+                relative.display()
+            )));
+        }
+        if !self.is_new && !self.may_replace && self.target.join(relative).symlink_metadata().is_ok() {
+            return Err(Failure::Other(format!("{}: exists already", self.target.join(relative).display())));
+        }
+        let path = self.temporary.path().join(relative);
+        let directory = parent(&path);
+        fs::create_dir_all(&directory).map_err(Failure::file(&directory))?;
+        self.files.push(relative.to_owned());
+        Ok(path)
+    }
+
+    /// Writes a whole file.
+    pub(crate) fn write(
+        &mut self,
+        relative: &str,
+        content: impl FnOnce(&mut BufWriter<fs::File>) -> io::Result<()>,
+    ) -> Result<(), Failure> {
+        let path = self.file(relative)?;
+        let write = || {
+            let mut file = BufWriter::new(create_new(&path)?);
+            content(&mut file)?;
+            file.flush()
+        };
+        write().map_err(Failure::file(&self.target.join(relative)))
+    }
+
+    /// Moves everything to its place.
+    pub(crate) fn commit(self) -> Result<(), Failure> {
+        if self.is_new {
+            return self.commit_directory();
+        }
+        for relative in &self.files {
+            let target = self.target.join(relative);
+            make_directories(&self.target, relative).map_err(Failure::file(&target))?;
+            fs::rename(self.temporary.path().join(relative), &target).map_err(Failure::file(&target))?;
+        }
+        Ok(())
+    }
+
+    fn commit_directory(self) -> Result<(), Failure> {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        let from = self.temporary.path();
+        // Nobody's directory that appeared meanwhile is replaced. Where the
+        // file system cannot promise that, a rename fails on all but an empty
+        // one.
+        let renamed = match renameat_with(CWD, from, CWD, &self.target, RenameFlags::NOREPLACE) {
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => fs::rename(from, &self.target),
+            other => other.map_err(io::Error::from),
+        };
+        renamed.map_err(Failure::file(&self.target))?;
+        // Moved: there is nothing left to remove.
+        let _ = self.temporary.keep();
+        Ok(())
+    }
+}
+
+/// Makes the directories of `relative` in `root`, through no symlink.
+fn make_directories(root: &Path, relative: &Path) -> io::Result<()> {
+    let mut path = root.to_owned();
+    for component in relative.parent().into_iter().flat_map(Path::components) {
+        path.push(component);
+        match path.symlink_metadata() {
+            Ok(metadata) if metadata.is_dir() => {}
+            Ok(_) => {
+                let text = format!("{} is in the way: it is no directory", path.display());
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => fs::create_dir(&path)?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// The directory that `path` is in.
+fn parent(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}

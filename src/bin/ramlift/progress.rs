@@ -1,0 +1,52 @@
+//! The progress bar: on standard error, when that is a terminal.
+
+use std::io::IsTerminal;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use ramlift::Progress;
+
+/// How often the bar is drawn anew.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Whether a bar is to be seen: not where nobody looks.
+pub(crate) fn is_visible(is_quiet: bool) -> bool {
+    !is_quiet && std::io::stderr().is_terminal()
+}
+
+/// Does `work`, which takes `total` bytes, and shows how far it has come.
+///
+/// The work counts; a thread of its own looks at the count ten times a second,
+/// so the bar costs the work nothing.
+pub(crate) fn watch<T>(
+    is_visible: bool,
+    phase: &'static str,
+    total: u64,
+    work: impl FnOnce(&Progress) -> T,
+) -> T {
+    let progress = Progress::new();
+    if !is_visible {
+        return work(&progress);
+    }
+    let bar = ProgressBar::new(total).with_style(style()).with_message(phase);
+    let is_done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            while !is_done.load(Ordering::Acquire) {
+                bar.set_position(progress.done().min(total));
+                std::thread::park_timeout(TICK);
+            }
+        });
+        let done = work(&progress);
+        is_done.store(true, Ordering::Release);
+        watcher.thread().unpark();
+        bar.finish_and_clear();
+        done
+    })
+}
+
+fn style() -> ProgressStyle {
+    let template = "{msg:8} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta} left";
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}

@@ -1,0 +1,48 @@
+//! Standard output is data, standard error is everything else.
+
+use std::fmt;
+use std::io::{self, BufWriter, StdoutLock, Write};
+
+use serde::Serialize;
+use serde_json::ser::{Formatter, PrettyFormatter};
+
+use crate::exit::Failure;
+
+/// Prints a line on standard error. A closed one is nobody's problem.
+pub(crate) fn say(line: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
+}
+
+/// Standard output, buffered. What is written must be flushed by [`finish`].
+pub(crate) fn stdout() -> BufWriter<StdoutLock<'static>> {
+    BufWriter::with_capacity(1 << 16, io::stdout().lock())
+}
+
+/// Flushes what was written to standard output.
+pub(crate) fn finish(mut out: BufWriter<StdoutLock<'static>>) -> Result<(), Failure> {
+    out.flush().map_err(Failure::stdout)
+}
+
+/// Writes `value` as JSON for people and machines alike: two spaces of indent,
+/// a line break at the end.
+pub(crate) fn write_json(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
+    write_json_with(out, value, PrettyFormatter::new())?;
+    writeln!(out)
+}
+
+/// Writes `value` as JSON in a given form.
+pub(crate) fn write_json_with(
+    out: &mut impl Write,
+    value: &impl Serialize,
+    formatter: impl Formatter,
+) -> io::Result<()> {
+    let mut serializer = serde_json::Serializer::with_formatter(out, formatter);
+    value.serialize(&mut serializer).map_err(io::Error::from)
+}
+
+/// Prints `value` as JSON on standard output.
+pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    let mut out = stdout();
+    write_json(&mut out, value).map_err(Failure::stdout)?;
+    finish(out)
+}

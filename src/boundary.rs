@@ -1,0 +1,161 @@
+//! Where the body of a device ends.
+//!
+//! A FULL body carries neither length nor end mark. Its end is known in one of
+//! four ways, tried in this order: its own layout (see [`body`](crate::body));
+//! the sizes that its description adds up to; a scan for the footer; without
+//! footers, a scan for the header of the device described next. The first two
+//! count only if what must follow does follow: the footer, where there are
+//! footers, and then a record. Two headers that fit are no accident.
+//!
+//! Every scan begins where the one before ended, so all of them together read
+//! the input once.
+
+use memchr::memmem;
+
+use crate::body::layout_of;
+use crate::cursor::Cursor;
+use crate::section::{Footers, Handler, Handlers, SectionType, read_command, read_handler};
+use crate::vmstate::locate::Located;
+use crate::vmstate::{DeviceDesc, VmDesc};
+use crate::wire::record;
+
+/// What is known at a place in the stream that tells where a body can end.
+#[derive(Clone, Copy)]
+pub(crate) struct Boundaries<'w> {
+    pub(crate) handlers: &'w Handlers,
+    pub(crate) footers: Footers,
+}
+
+impl Boundaries<'_> {
+    /// Whether walking on by a description, from the body of `first` on,
+    /// ends just where it stands.
+    pub(crate) fn leads_to(&self, first: &Handler, body: Cursor<'_>, located: &Located<'_>) -> bool {
+        let mut cursor = body;
+        let mut handler = first.clone();
+        for nth in 0.. {
+            let Some(end) = self.find_end(&handler, cursor, Some(&located.desc), nth) else { return false };
+            cursor = end;
+            let mut footers = self.footers;
+            if footers.read(&mut cursor, handler.section_id).is_err() {
+                return false;
+            }
+            loop {
+                let offset = cursor.offset();
+                match cursor.u8() {
+                    Ok(record::QEMU_VM_EOF) => return offset == located.eof,
+                    Ok(record::QEMU_VM_COMMAND) if read_command(offset, &mut cursor).is_ok() => {}
+                    Ok(record::QEMU_VM_SECTION_FULL) => break,
+                    _ => return false,
+                }
+            }
+            let Ok(next) = read_handler(&mut cursor) else { return false };
+            handler = next;
+        }
+        false
+    }
+
+    /// Finds where the body of the `nth` device ends, which begins at `body`.
+    pub(crate) fn find_end<'a>(
+        self,
+        handler: &Handler,
+        body: Cursor<'a>,
+        desc: Option<&VmDesc>,
+        nth: usize,
+    ) -> Option<Cursor<'a>> {
+        let device = desc.and_then(|desc| desc.device(nth, handler.idstr.as_bytes(), handler.instance_id));
+        let next = desc.and_then(|desc| desc.devices.get(nth + 1));
+        let is_end = |end: &Cursor<'a>| self.is_section_end(*end, handler.section_id, next);
+        let known = [laid_out_end(handler, body), described_end(device, body)];
+        known.into_iter().flatten().find(is_end).or_else(|| self.scan_for_end(handler, body, next))
+    }
+
+    /// Whether a section's body can end at `end`: its footer and then a
+    /// record, or without footers just the record.
+    fn is_section_end(self, mut end: Cursor<'_>, section_id: u32, next: Option<&DeviceDesc>) -> bool {
+        let has_footer = Footers::is_footer(&end, section_id);
+        if has_footer && self.footers != Footers::Absent {
+            return end.array::<5>().is_ok() && self.is_record(end, next);
+        }
+        self.footers != Footers::Present && self.is_record(end, next)
+    }
+
+    /// Whether a record can begin at `at`: the next described device, if one
+    /// is described, or what else QEMU writes behind a device.
+    fn is_record(self, at: Cursor<'_>, next: Option<&DeviceDesc>) -> bool {
+        let mut ahead = at;
+        match ahead.u8() {
+            Ok(record::QEMU_VM_EOF) => matches!(ahead.peek(), None | Some(0 | record::QEMU_VM_VMDESCRIPTION)),
+            Ok(record::QEMU_VM_COMMAND) => {
+                read_command(at.offset(), &mut ahead).is_ok_and(|command| command.name().is_some())
+            }
+            Ok(record::QEMU_VM_SECTION_FULL) => read_handler(&mut ahead).is_ok_and(|handler| match next {
+                Some(next) => {
+                    next.name.as_bytes() == handler.idstr.as_bytes()
+                        && next.instance_id == handler.instance_id
+                }
+                None => is_likely(&handler),
+            }),
+            Ok(record::QEMU_VM_SECTION_START) => {
+                read_handler(&mut ahead).is_ok_and(|handler| is_likely(&handler))
+            }
+            Ok(record::QEMU_VM_SECTION_PART | record::QEMU_VM_SECTION_END) => {
+                ahead.be32().is_ok_and(|id| self.handlers.is_iterating(id))
+            }
+            _ => false,
+        }
+    }
+
+    /// Looks for the end of a body in what follows it.
+    fn scan_for_end<'a>(
+        self,
+        handler: &Handler,
+        body: Cursor<'a>,
+        next: Option<&DeviceDesc>,
+    ) -> Option<Cursor<'a>> {
+        let found = if self.footers == Footers::Absent {
+            let next = next?;
+            let mut name = vec![u8::try_from(next.name.len()).ok()?];
+            name.extend_from_slice(next.name.as_bytes());
+            // The name stands behind type byte and section id.
+            const HEAD_LEN: usize = 5;
+            memmem::find_iter(body.rest(), &name)
+                .filter_map(|at| at.checked_sub(HEAD_LEN))
+                .find(|at| moved(body, *at).is_some_and(|at| self.is_record(at, Some(next))))
+        } else {
+            let mut footer = vec![record::QEMU_VM_SECTION_FOOTER];
+            footer.extend_from_slice(&handler.section_id.to_be_bytes());
+            let ends = |at: &usize, next| {
+                moved(body, *at).is_some_and(|at| self.is_section_end(at, handler.section_id, next))
+            };
+            // The described successor may itself be missing: any other
+            // likely device will do then.
+            memmem::find_iter(body.rest(), &footer).find(|at| ends(at, next) || ends(at, None))
+        };
+        found.and_then(|at| moved(body, at))
+    }
+}
+
+fn laid_out_end<'a>(handler: &Handler, mut body: Cursor<'a>) -> Option<Cursor<'a>> {
+    let (layout, version) = layout_of(handler.idstr.as_bytes())?;
+    (version == handler.version_id && layout(SectionType::Full, &mut body).is_ok()).then_some(body)
+}
+
+fn described_end<'a>(device: Option<&DeviceDesc>, mut body: Cursor<'a>) -> Option<Cursor<'a>> {
+    body.bytes(device?.described_len()?).ok()?;
+    Some(body)
+}
+
+/// Whether this can be the header of a section that QEMU wrote: the test of
+/// bytes that may be anything.
+fn is_likely(handler: &Handler) -> bool {
+    let idstr = handler.idstr.as_bytes();
+    !idstr.is_empty()
+        && idstr.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ')
+        && handler.version_id < 1 << 16
+}
+
+/// The cursor moved on by `len` bytes.
+fn moved<'a>(mut body: Cursor<'a>, len: usize) -> Option<Cursor<'a>> {
+    body.bytes(len as u64).ok()?;
+    Some(body)
+}

@@ -1,0 +1,84 @@
+//! The input: a file, mapped.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+
+use crate::error::{Error, Result};
+
+/// A file in memory, read-only, without a copy.
+///
+/// The bytes are the file's own pages. They stay what they are only as long
+/// as nobody writes to the file: a change while it is mapped can be seen half
+/// done, and a file that *shrinks* makes the next access beyond its end kill
+/// the process (`SIGBUS`). Read streams that are complete, on storage of your
+/// own; copy first what others can write to.
+pub struct Input {
+    path: PathBuf,
+    map: Mmap,
+}
+
+impl Input {
+    /// Opens and maps `path`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if it cannot be opened or
+    /// mapped, or is no regular file.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let fail = |source| Error::io(path, source);
+        let file = File::open(path).map_err(fail)?;
+        let kind = file.metadata().map_err(fail)?.file_type();
+        if !kind.is_file() {
+            let what = if kind.is_dir() { "a directory" } else { "no regular file" };
+            return Err(fail(std::io::Error::new(
+                std::io::ErrorKind::InvalidInput,
+                format!("is {what}; this version reads streams from regular files"),
+            )));
+        }
+        let map = map_file(&file).map_err(fail)?;
+        Ok(Self { path: path.to_owned(), map })
+    }
+
+    /// The path as it was given.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file's bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+}
+
+#[expect(unsafe_code, reason = "mapping a file is unsafe by nature; this is the only place")]
+fn map_file(file: &File) -> std::io::Result<Mmap> {
+    // SAFETY: the map is read-only and private to `Input`, which hands out
+    // shared slices that live no longer than it does. The one thing that can
+    // break them is another process changing the file, which no program can
+    // rule out for a mapped file. `u8` has no invalid values, every number
+    // read from the map is checked after it is copied out, and nothing is
+    // read twice with the hope of the same answer where memory safety would
+    // depend on it; a file that shrinks ends the process by a signal, which
+    // is what the type's documentation tells its users.
+    unsafe { Mmap::map(file) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_file_has_no_bytes() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert_eq!(Input::open(file.path()).unwrap().bytes(), b"");
+    }
+
+    #[test]
+    fn a_directory_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Input::open(dir.path()).err().unwrap();
+        assert!(error.to_string().contains(&dir.path().display().to_string()));
+    }
+}

@@ -1,0 +1,103 @@
+//! Reads QEMU migration streams: guest RAM images and decoded device state.
+//!
+//! A stream is what `migrate file:…`, `savevm` and `virsh dump` write. It has
+//! no index and no lengths: it is a row of *sections*, whose bodies only their
+//! readers know the ends of, and a JSON description of the devices at the very
+//! end.
+//!
+//! ```text
+//! "QEVM" 3  configuration
+//! START ram     block list
+//! PART ram      page records            one pass over guest memory,
+//! PART ram      page records            then the pages written meanwhile, …
+//! END ram       the last page records, the guest being stopped
+//! FULL timer    fields
+//! FULL cpu      fields, subsections     one for each device
+//! …
+//! EOF           description
+//! ```
+//!
+//! [`Stream::parse`] walks it once and leaves an index: where each section is,
+//! and where the last record of each page. Everything else is random access
+//! over that, by as many threads as there are.
+//!
+//! # Open a stream and list what it holds
+//!
+//! ```
+//! # fn main() -> ramlift::Result<()> {
+//! let input = ramlift::Input::open("tests/data/riscv64-virt-10.0.qevm")?;
+//! let stream = ramlift::Stream::parse(input.bytes())?;
+//! if let Some(ram) = stream.ram() {
+//!     for (_, block, pages) in ram.blocks() {
+//!         println!("{} {:#x} bytes, {} pages of data", block.idstr, block.used_length, pages.data_pages());
+//!     }
+//! }
+//! assert_eq!(stream.vcpu_count(), 1);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Read a page, write an image
+//!
+//! ```
+//! # fn main() -> ramlift::Result<()> {
+//! use ramlift::{BlockFiles, BlockOffset, Page, Progress, scatter};
+//! # let input = ramlift::Input::open("tests/data/riscv64-virt-10.0.qevm")?;
+//! # let stream = ramlift::Stream::parse(input.bytes())?;
+//! # let dir = tempfile::tempdir().map_err(|why| ramlift::Error::io("", why))?;
+//! # let path = dir.path().join("main.raw");
+//! # let ram = stream.ram().unwrap();
+//! let main = ram.find(b"riscv_virt_board.ram").unwrap();
+//! if let Page::Data(bytes) = ram.page(main, BlockOffset(0x1000)) {
+//!     println!("{:02x?}", &bytes[..16]);
+//! }
+//! let files = BlockFiles::create(ram, [(main, path)])?;
+//! scatter(ram, &[main], &files, &Progress::new())?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Decode a device
+//!
+//! ```
+//! # fn main() -> ramlift::Result<()> {
+//! # let input = ramlift::Input::open("tests/data/riscv64-virt-10.0.qevm")?;
+//! # let stream = ramlift::Stream::parse(input.bytes())?;
+//! let cpu = stream.devices().find(|device| device.section.handler.idstr == "cpu").unwrap();
+//! let state = cpu.decode()?;
+//! let pc = state.field("env.pc").and_then(|field| field.value.as_u64());
+//! println!("pc = {:#x}", pc.unwrap());
+//! # Ok(())
+//! # }
+//! ```
+
+mod body;
+mod boundary;
+mod cursor;
+mod error;
+mod extract;
+mod header;
+mod idstr;
+mod input;
+mod json;
+mod progress;
+mod ram;
+mod section;
+mod stream;
+mod units;
+mod vmstate;
+mod walk;
+mod wire;
+
+pub use error::{Error, ErrorKind, Result};
+pub use extract::{BlockFiles, ImageSink, WINDOW_LEN, create_new, image_len, scatter};
+pub use header::Configuration;
+pub use idstr::Idstr;
+pub use input::Input;
+pub use json::{DeviceJson, StateJson};
+pub use progress::Progress;
+pub use ram::{BlockPages, Page, PageRecord, PageRun, PageSource, Ram, RamBlock, RecordContent, RunContent};
+pub use section::{Command, Handler, Section, SectionType};
+pub use stream::{Description, Device, Stream, Warning};
+pub use units::{BlockId, BlockOffset, StreamOffset, TargetPageSize};
+pub use vmstate::{DeviceDesc, Field, FieldDesc, FieldType, State, Subsection, TreeKey, Value, VmDesc, Vmsd};

@@ -1,0 +1,291 @@
+//! Page records: the bodies of the `ram` section.
+//!
+//! ```text
+//! be64 offset | ZERO     [str8 idstr]  u8 fill byte
+//! be64 offset | PAGE     [str8 idstr]  one target page of bytes
+//! be64          EOS                                    ends the body
+//! ```
+//!
+//! The name is left out when CONTINUE is set: the block is that of the page
+//! record before, which may stand in an earlier section. The offset is the
+//! page's place in its block. A page sent again replaces what was sent before.
+//!
+//! Not read here: XBZRLE, COMPRESS_PAGE, MULTIFD_FLUSH, HOOK. Each is an error
+//! that names it, because what follows such a record, or what the page holds,
+//! could only be guessed.
+//!
+//! Source followed: QEMU `migration/ram.c` (`ram_save_target_page`,
+//! `save_page_header`, `ram_load_precopy`).
+
+use crate::cursor::Cursor;
+use crate::error::{Error, ErrorKind, Result};
+use crate::idstr::Idstr;
+use crate::ram::block::{BlockList, RamBlock};
+use crate::units::{BlockId, BlockOffset, StreamOffset, TargetPageSize};
+use crate::wire::ram_flag;
+
+/// One page as one record gives it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PageRecord {
+    /// Whose page.
+    pub block: BlockId,
+    /// Which page: a multiple of the target page size.
+    pub offset: BlockOffset,
+    /// What the record says of it.
+    pub content: RecordContent,
+    /// Where the fill byte or the page's data stands.
+    pub payload: StreamOffset,
+}
+
+/// What a page record carries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RecordContent {
+    /// Every byte of the page is this one. Since QEMU 2.0 always 0.
+    Fill(u8),
+    /// One target page of bytes, at the record's payload.
+    Data,
+}
+
+/// What one `ram` section leaves to the next.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RecordState {
+    /// The size of a target page: given, or a guess until a page is met.
+    pub(crate) page_size: TargetPageSize,
+    /// Whether the size has been seen to fit a page of data, or was given by
+    /// the configuration.
+    pub(crate) is_settled: bool,
+    /// The block of the last record that named one: CONTINUE's.
+    pub(crate) current: Option<BlockId>,
+}
+
+impl RecordState {
+    pub(crate) fn new(page_size: TargetPageSize, is_settled: bool) -> Self {
+        Self { page_size, is_settled, current: None }
+    }
+}
+
+fn flag_mask(page_size: TargetPageSize) -> u64 {
+    if page_size.bytes() < 1024 { ram_flag::MASK_256 } else { ram_flag::MASK }
+}
+
+/// The page records of one body, up to and with its end word.
+///
+/// Fuses after an error. After the end, [`cursor`](Self::cursor) stands behind
+/// the end word.
+pub(crate) struct PageRecords<'a, 's> {
+    cursor: Cursor<'a>,
+    list: &'s BlockList,
+    state: RecordState,
+    /// Length of the current block, 0 if there is none: spares a look-up.
+    used_length: u64,
+    mask: u64,
+    done: bool,
+}
+
+impl<'a, 's> PageRecords<'a, 's> {
+    pub(crate) fn new(cursor: Cursor<'a>, list: &'s BlockList, state: RecordState) -> Self {
+        let used_length = state.current.and_then(|id| list.get(id)).map_or(0, |block| block.used_length);
+        let mask = flag_mask(state.page_size);
+        Self { cursor, list, state, used_length, mask, done: false }
+    }
+
+    pub(crate) fn cursor(&self) -> Cursor<'a> {
+        self.cursor
+    }
+
+    /// What the next body's records start with.
+    pub(crate) fn state(&self) -> RecordState {
+        self.state
+    }
+
+    /// The size of a target page, as far as it is known by now.
+    #[inline]
+    pub(crate) fn page_size(&self) -> TargetPageSize {
+        self.state.page_size
+    }
+
+    fn parse(&mut self) -> Result<Option<PageRecord>> {
+        let at = self.cursor.offset();
+        let word = self.cursor.be64()?;
+        let (flags, offset) = (word & self.mask, word & !self.mask);
+        let is_data = match flags & !ram_flag::CONTINUE {
+            ram_flag::PAGE => true,
+            ram_flag::ZERO => false,
+            ram_flag::EOS if flags == ram_flag::EOS => return Ok(None),
+            _ => return Err(Error::at(at, refused_flags(flags))),
+        };
+        let block = self.block(flags, at)?;
+        if is_data && !self.state.is_settled {
+            self.settle(block);
+            return self.parse_payload(at, block, word & !self.mask, is_data);
+        }
+        self.parse_payload(at, block, offset, is_data)
+    }
+
+    /// Sees whether the page size fits the first page of data, which begins
+    /// here, and if not takes the one that does.
+    #[cold]
+    fn settle(&mut self, block: BlockId) {
+        if let Some(size) = infer_page_size(self.cursor, block, self.list, self.state.page_size) {
+            self.state.page_size = size;
+            self.mask = flag_mask(size);
+        }
+        self.state.is_settled = true;
+    }
+
+    #[inline]
+    fn parse_payload(
+        &mut self,
+        at: StreamOffset,
+        block: BlockId,
+        offset: u64,
+        is_data: bool,
+    ) -> Result<Option<PageRecord>> {
+        if offset & (self.state.page_size.bytes() - 1) != 0 || offset >= self.used_length {
+            return Err(self.outside(at, block, offset));
+        }
+        let payload = self.cursor.offset();
+        let content = if is_data {
+            self.cursor.bytes(self.state.page_size.bytes())?;
+            RecordContent::Data
+        } else {
+            RecordContent::Fill(self.cursor.u8()?)
+        };
+        Ok(Some(PageRecord { block, offset: BlockOffset(offset), content, payload }))
+    }
+
+    /// The block that a record with `flags` belongs to, its name read.
+    fn block(&mut self, flags: u64, at: StreamOffset) -> Result<BlockId> {
+        if flags & ram_flag::CONTINUE != 0 {
+            return self.state.current.ok_or_else(|| {
+                let why = "CONTINUE, but no record before names a block".to_owned();
+                Error::at(at, ErrorKind::RamFlags { flags, why })
+            });
+        }
+        let name_at = self.cursor.offset();
+        let idstr = self.cursor.str8()?;
+        let id = self.list.find(idstr).ok_or_else(|| unknown_block(name_at, idstr))?;
+        self.used_length = self.list.get(id).map_or(0, |block| block.used_length);
+        self.state.current = Some(id);
+        Ok(id)
+    }
+
+    #[cold]
+    fn outside(&self, at: StreamOffset, block: BlockId, offset: u64) -> Error {
+        let (idstr, used_length) = describe(self.list.get(block));
+        if offset < used_length {
+            let what = "page offset";
+            let expected = format!("a multiple of the page size {}", self.state.page_size);
+            return Error::at(at, ErrorKind::Malformed { what, met: format!("{offset:#x}"), expected });
+        }
+        Error::at(at, ErrorKind::PageOutside { offset, idstr, used_length })
+    }
+}
+
+impl Iterator for PageRecords<'_, '_> {
+    type Item = Result<PageRecord>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.done {
+            return None;
+        }
+        let item = self.parse().transpose();
+        self.done = !matches!(item, Some(Ok(_)));
+        item
+    }
+}
+
+fn describe(block: Option<&RamBlock>) -> (String, u64) {
+    block.map_or_else(Default::default, |block| (block.idstr.to_string(), block.used_length))
+}
+
+fn unknown_block(at: StreamOffset, idstr: &[u8]) -> Error {
+    let met = format!("\"{}\"", Idstr::from(idstr));
+    Error::at(
+        at,
+        ErrorKind::Malformed {
+            what: "RAM block of a page",
+            met,
+            expected: "a name of the block list".into(),
+        },
+    )
+}
+
+/// Why a record's flags are refused: an encoding by its name, or nonsense.
+#[cold]
+fn refused_flags(flags: u64) -> ErrorKind {
+    let unsupported = |feature: &str| ErrorKind::Unsupported { feature: feature.to_owned() };
+    match flags & !ram_flag::CONTINUE {
+        ram_flag::XBZRLE => unsupported("an XBZRLE page (capability xbzrle)"),
+        ram_flag::COMPRESS_PAGE => unsupported("a COMPRESS_PAGE page (capability compress, QEMU 2.4 to 9.0)"),
+        ram_flag::MULTIFD_FLUSH => unsupported(
+            "a MULTIFD_FLUSH record: this is the main channel of a multifd migration, and the pages went through other channels. It",
+        ),
+        ram_flag::HOOK => unsupported("a HOOK record (RDMA)"),
+        ram_flag::FULL => unsupported("a FULL record (streams before version 4)"),
+        ram_flag::MEM_SIZE => ErrorKind::RamFlags {
+            flags,
+            why: "a block list, which stands only at the start of the START section".into(),
+        },
+        0 => ErrorKind::RamFlags { flags, why: "none of which says what the record is".into() },
+        _ => {
+            let unknown = flags & !ram_flag::MASK;
+            let why = if unknown != 0 {
+                format!("no known meaning for {unknown:#x}")
+            } else {
+                "a combination that QEMU never writes".into()
+            };
+            ErrorKind::RamFlags { flags, why }
+        }
+    }
+}
+
+/// Finds the target page size by trial at the first data page.
+///
+/// `at` stands at the page's first byte. A size is plausible if RAM records
+/// follow each other where it says. `hint` is tried first, then the sizes
+/// that QEMU's targets have, the usual ones first. `None` if no size fits, as
+/// when the stream is cut or damaged right here.
+fn infer_page_size(
+    at: Cursor<'_>,
+    block: BlockId,
+    list: &BlockList,
+    hint: TargetPageSize,
+) -> Option<TargetPageSize> {
+    const BITS: [u32; 9] = [12, 13, 14, 16, 10, 15, 11, 9, 8];
+    std::iter::once(hint)
+        .chain(BITS.into_iter().filter_map(TargetPageSize::from_bits))
+        .find(|size| is_plausible(at, block, list, *size))
+}
+
+/// Whether records follow if the page at `at` has `size`. Looks at a few: the
+/// odds that guest data passes for even two are below one in 2⁵⁰.
+fn is_plausible(mut at: Cursor<'_>, block: BlockId, list: &BlockList, size: TargetPageSize) -> bool {
+    const RECORDS: usize = 4;
+    let mask = flag_mask(size);
+    let mut used_length = list.get(block).map_or(0, |block| block.used_length);
+    let mut skip = size.bytes();
+    for _ in 0..RECORDS {
+        if at.bytes(skip).is_err() {
+            return false;
+        }
+        let Ok(word) = at.be64() else { return false };
+        let flags = word & mask;
+        skip = match flags & !ram_flag::CONTINUE {
+            ram_flag::PAGE => size.bytes(),
+            ram_flag::ZERO => 1,
+            ram_flag::EOS => return word == ram_flag::EOS,
+            _ => return false,
+        };
+        if flags & ram_flag::CONTINUE == 0 {
+            let Some(id) = at.str8().ok().and_then(|idstr| list.find(idstr)) else { return false };
+            used_length = list.get(id).map_or(0, |block| block.used_length);
+        }
+        let offset = word & !mask;
+        if offset & (size.bytes() - 1) != 0 || offset >= used_length {
+            return false;
+        }
+    }
+    true
+}

@@ -1,0 +1,91 @@
+//! Finding the description before the walk has reached it.
+//!
+//! ```text
+//! 00  06  be32 length  {…}
+//! ```
+//!
+//! It stands at the end of the stream, but is needed to find the ends of the
+//! devices before it. So it is looked for: forward from the first device, or
+//! backward from the end of the file where a device stands before RAM. What
+//! is found counts only when the walk then arrives at exactly that place:
+//! guest memory and stale tails of older streams can hold such bytes too.
+
+use memchr::{memmem, memrchr};
+
+use crate::cursor::Cursor;
+use crate::units::StreamOffset;
+use crate::vmstate::vmdesc::VmDesc;
+use crate::wire::{limit, record};
+
+/// Bytes from the end of the records to the text: EOF, type, length.
+pub(crate) const HEAD_LEN: u64 = 6;
+
+/// A description and where it is.
+#[derive(Clone, Debug)]
+pub(crate) struct Located<'a> {
+    /// Where the EOF byte is that it stands behind.
+    pub(crate) eof: StreamOffset,
+    pub(crate) text: &'a [u8],
+    pub(crate) desc: VmDesc,
+}
+
+/// The text of a description whose EOF byte is at `eof`, by its length alone.
+fn text_at(input: &[u8], eof: usize) -> Option<&[u8]> {
+    let mut head = Cursor::new(input.get(eof..)?, StreamOffset(eof as u64));
+    let is_head = head.u8().ok()? == record::QEMU_VM_EOF && head.u8().ok()? == record::QEMU_VM_VMDESCRIPTION;
+    let len = head.be32().ok()?;
+    if !is_head || u64::from(len) > limit::VMDESC_LEN {
+        return None;
+    }
+    head.bytes(len.into()).ok().filter(|text| text.starts_with(b"{") && text.ends_with(b"}"))
+}
+
+fn read_at(input: &[u8], eof: usize) -> Option<Located<'_>> {
+    let text = text_at(input, eof)?;
+    let desc = VmDesc::parse(text).ok()?;
+    Some(Located { eof: StreamOffset(eof as u64), text, desc })
+}
+
+/// The description that ends where the input does, zero padding aside.
+///
+/// Costs no more than reading the text: its last byte is `}`, it holds no
+/// zero byte, and the length before it holds one or ends behind one, as no
+/// description has 16 MiB and more without that.
+pub(crate) fn at_end(input: &[u8]) -> Option<Located<'_>> {
+    let end = input.iter().rposition(|byte| *byte != 0)? + 1;
+    let unpadded = input.get(..end)?;
+    if !unpadded.ends_with(b"}") {
+        return None;
+    }
+    // The last zero byte is one of the length's, or the EOF byte.
+    let zero = memrchr(0, unpadded)?;
+    let is_at_end = |text: &[u8]| unpadded.as_ptr_range().end == text.as_ptr_range().end;
+    (zero.saturating_sub(5)..=zero)
+        .rev()
+        .filter(|eof| text_at(unpadded, *eof).is_some_and(is_at_end))
+        .find_map(|eof| read_at(unpadded, eof))
+}
+
+/// What looks like a description at or behind `from`, in order, if its first
+/// device is `is_first`'s.
+///
+/// At most a few are given, and the texts read for them add up to no more
+/// than twice what is left of the input.
+pub(crate) fn candidates<'a>(
+    input: &'a [u8],
+    from: StreamOffset,
+    is_first: impl Fn(&VmDesc) -> bool,
+) -> impl Iterator<Item = Located<'a>> {
+    let start = crate::units::index(from.0).unwrap_or(input.len()).min(input.len());
+    let behind = input.get(start..).unwrap_or_default();
+    let mut budget = behind.len().saturating_mul(2);
+    memmem::find_iter(behind, &[record::QEMU_VM_EOF, record::QEMU_VM_VMDESCRIPTION])
+        .map(move |found| start + found)
+        .filter(move |eof| {
+            let len = text_at(input, *eof).map_or(usize::MAX, <[u8]>::len);
+            budget.checked_sub(len).map(|left| budget = left).is_some()
+        })
+        .filter_map(|eof| read_at(input, eof))
+        .filter(move |located| is_first(&located.desc))
+        .take(limit::VMDESC_CANDIDATES)
+}

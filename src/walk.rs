@@ -1,0 +1,366 @@
+//! The walk: one pass over the records of a stream.
+//!
+//! It goes from record to record and leaves an index of sections and RAM
+//! pages. A walk that does not know where a body ends stops with an error,
+//! except where a stream has neither footers nor description (machine types up
+//! to 2.2): there RAM is complete, and its devices cannot be told apart by
+//! anyone but the QEMU that wrote them.
+//!
+//! Source followed: QEMU `migration/savevm.c` (`qemu_loadvm_state_main`).
+
+use std::sync::Arc;
+
+use crate::body::layout_of;
+use crate::boundary::Boundaries;
+use crate::cursor::Cursor;
+use crate::error::{Error, ErrorKind, Result};
+use crate::header::{Configuration, bounded, hex, read_configuration, read_magic};
+use crate::progress::Progress;
+use crate::ram::{PageSizeHint, RamLayout, RamReader};
+use crate::section::{Command, Footers, Handler, Handlers, Section, SectionType, read_command};
+use crate::stream::{Description, Stream, Warning};
+use crate::units::{StreamOffset, TargetPageSize};
+use crate::vmstate::locate::{self, Located};
+use crate::vmstate::{DeviceDesc, VmDesc};
+use crate::wire::{limit, record};
+
+pub(crate) struct Walk<'a, 'p> {
+    input: &'a [u8],
+    cursor: Cursor<'a>,
+    configuration: Option<Configuration>,
+    handlers: Handlers,
+    footers: Footers,
+    sections: Vec<Section>,
+    full_count: usize,
+    commands: Vec<Command>,
+    ram: RamReader<'a, 'p>,
+    ram_is_iterating: bool,
+    /// A description that ends where the input does. Not yet proven.
+    tail: Option<Located<'a>>,
+    /// The description that bodies are measured by.
+    located: Option<Located<'a>>,
+    has_searched: bool,
+    description: Option<Description<'a>>,
+    warnings: Vec<Warning>,
+}
+
+impl<'a, 'p> Walk<'a, 'p> {
+    pub(crate) fn new(
+        input: &'a [u8],
+        late_page_size: Option<TargetPageSize>,
+        progress: &'p Progress,
+    ) -> Result<Self> {
+        let mut cursor = Cursor::new(input, StreamOffset(0));
+        read_magic(&mut cursor).map_err(|error| error.inside("header"))?;
+        let configuration = read_configuration(&mut cursor)?;
+        let tail = locate::at_end(input);
+        let given = configuration.as_ref().and_then(|configuration| configuration.target_page_size);
+        let described =
+            tail.as_ref().and_then(|tail| tail.desc.page_size).and_then(TargetPageSize::from_bytes);
+        let page_size = match (given, late_page_size.or(described)) {
+            (Some(size), _) => PageSizeHint::Given(size),
+            (None, Some(size)) => PageSizeHint::Likely(size),
+            (None, None) => PageSizeHint::Unknown,
+        };
+        Ok(Self {
+            input,
+            cursor,
+            configuration,
+            handlers: Handlers::default(),
+            footers: Footers::default(),
+            sections: Vec::new(),
+            full_count: 0,
+            commands: Vec::new(),
+            ram: RamReader::new(input, page_size, progress),
+            ram_is_iterating: false,
+            tail,
+            located: None,
+            has_searched: false,
+            description: None,
+            warnings: Vec::new(),
+        })
+    }
+
+    /// The page size that pages turned out to have, if records before them
+    /// are indexed by another one: the walk must be done again with this.
+    pub(crate) fn late_page_size(&self) -> Option<TargetPageSize> {
+        self.ram.late_page_size()
+    }
+
+    /// Walks to the end.
+    pub(crate) fn run(&mut self) -> Result<()> {
+        loop {
+            let offset = self.cursor.offset();
+            let byte = self.cursor.u8().map_err(|error| error.inside("next record"))?;
+            match (byte, SectionType::of(byte)) {
+                (record::QEMU_VM_EOF, _) => return self.read_description(),
+                (record::QEMU_VM_COMMAND, _) => self.read_command(offset)?,
+                (_, Some(SectionType::Full)) => {
+                    if !self.read_device(offset)? {
+                        return Ok(());
+                    }
+                }
+                (_, Some(kind)) => self.read_iterative(offset, kind)?,
+                (met, None) => {
+                    return Err(Error::at(offset, ErrorKind::RecordType { met }).inside(self.place()));
+                }
+            }
+        }
+    }
+
+    fn boundaries(&self) -> Boundaries<'_> {
+        Boundaries { handlers: &self.handlers, footers: self.footers }
+    }
+
+    /// Where the walk is, for messages: behind which section.
+    fn place(&self) -> String {
+        match self.sections.last() {
+            Some(section) => format!("after {}", section.handler),
+            None => "after the header".to_owned(),
+        }
+    }
+
+    fn read_command(&mut self, offset: StreamOffset) -> Result<()> {
+        let command = read_command(offset, &mut self.cursor).map_err(|error| error.inside("command"))?;
+        self.commands.push(command);
+        Ok(())
+    }
+
+    /// Reads START, PART or END of an iterative handler.
+    fn read_iterative(&mut self, offset: StreamOffset, kind: SectionType) -> Result<()> {
+        let handler =
+            self.handlers.read_header(kind, &mut self.cursor).map_err(|error| error.inside(self.place()))?;
+        let body = self.cursor.offset();
+        self.read_iterative_body(kind, &handler).map_err(|error| error.inside(&*handler))?;
+        self.end_section(offset, kind, handler, body)
+    }
+
+    fn read_iterative_body(&mut self, kind: SectionType, handler: &Handler) -> Result<()> {
+        if handler.idstr == *"ram" {
+            return self.read_ram(kind, handler.version_id);
+        }
+        let Some((layout, expected)) = layout_of(handler.idstr.as_bytes()) else {
+            let feature = format!("{kind} of this handler");
+            return Err(Error::at(self.cursor.offset(), ErrorKind::Unsupported { feature }));
+        };
+        let met = handler.version_id;
+        if met != expected {
+            return Err(Error::at(
+                self.cursor.offset(),
+                ErrorKind::Version { what: "section", met, expected },
+            ));
+        }
+        layout(kind, &mut self.cursor)
+    }
+
+    fn read_ram(&mut self, kind: SectionType, version_id: u32) -> Result<()> {
+        self.ram_is_iterating = kind != SectionType::End;
+        if kind != SectionType::Start {
+            return self.ram.read_records(&mut self.cursor);
+        }
+        if self.ram.has_started() {
+            let what = "a second ram section";
+            return Err(Error::at(self.cursor.offset(), ErrorKind::SectionOrder { what }));
+        }
+        let has = |name| {
+            self.configuration.as_ref().is_some_and(|configuration| configuration.has_capability(name))
+        };
+        let layout = RamLayout { mapped_ram: has("mapped-ram"), mr_addr: has("x-ignore-shared") };
+        self.ram.read_start(&mut self.cursor, version_id, layout)
+    }
+
+    /// Reads the footer, if any, and notes the section.
+    fn end_section(
+        &mut self,
+        offset: StreamOffset,
+        kind: SectionType,
+        handler: Arc<Handler>,
+        body: StreamOffset,
+    ) -> Result<()> {
+        let body_end = self.cursor.offset();
+        self.footers.read(&mut self.cursor, handler.section_id).map_err(|error| error.inside(&*handler))?;
+        self.sections.push(Section { offset, kind, handler, body, body_end });
+        Ok(())
+    }
+
+    /// Reads FULL. False if the walk cannot go on and need not.
+    fn read_device(&mut self, offset: StreamOffset) -> Result<bool> {
+        let handler = self
+            .handlers
+            .read_header(SectionType::Full, &mut self.cursor)
+            .map_err(|error| error.inside(self.place()))?;
+        if !self.has_searched {
+            self.locate_description(offset, &handler);
+        }
+        let body = self.cursor.offset();
+        let desc = self.located.as_ref().map(|located| &located.desc);
+        match self.boundaries().find_end(&handler, self.cursor, desc, self.full_count) {
+            Some(end) => self.cursor = end,
+            None if self.has_neither_footers_nor_description() => {
+                self.stop_before_devices(offset)?;
+                return Ok(false);
+            }
+            None => return Err(self.lost(&handler).inside(&*handler)),
+        }
+        self.full_count += 1;
+        self.end_section(offset, SectionType::Full, handler, body)?;
+        Ok(true)
+    }
+
+    fn has_neither_footers_nor_description(&self) -> bool {
+        self.footers != Footers::Present
+            && self.located.is_none()
+            && self.ram.has_started()
+            && !self.ram_is_iterating
+    }
+
+    /// Ends the walk at the first device of a stream whose devices nothing
+    /// separates. The stream must at least end as one does.
+    fn stop_before_devices(&mut self, offset: StreamOffset) -> Result<()> {
+        let end = StreamOffset(self.input.len() as u64);
+        if self.input.last() != Some(&record::QEMU_VM_EOF) {
+            return Err(Error::at(end, ErrorKind::Truncated { needed: 1, available: 0 })
+                .inside("device state without footers or description, which should end with a zero byte"));
+        }
+        self.cursor = Cursor::new(&[], end);
+        self.warn(
+            Some(offset),
+            "the stream has neither footers nor a description (machine type 2.2 or older, or saved so): RAM is complete, device state from here on could not be decoded".into(),
+            false,
+        );
+        Ok(())
+    }
+
+    /// The failure of a device whose end is nowhere to be found.
+    fn lost(&self, handler: &Handler) -> Error {
+        let desc = self.located.as_ref().map(|located| &located.desc);
+        let device =
+            desc.and_then(|desc| desc.device(self.full_count, handler.idstr.as_bytes(), handler.instance_id));
+        let described = device.and_then(DeviceDesc::described_len);
+        let mut end = self.cursor;
+        let available = self.cursor.remaining();
+        match described {
+            Some(len) if end.bytes(len).is_ok() => {
+                let met = hex(end.rest().get(..5).unwrap_or(end.rest()));
+                Error::at(end.offset(), ErrorKind::Footer { expected: handler.section_id, met })
+            }
+            Some(needed) => Error::at(self.cursor.offset(), ErrorKind::Truncated { needed, available }),
+            None => {
+                let met = "none of it up to the end of the input".to_owned();
+                Error::at(self.cursor.offset(), ErrorKind::Footer { expected: handler.section_id, met })
+            }
+        }
+    }
+
+    fn warn(&mut self, offset: Option<StreamOffset>, text: String, is_loss: bool) {
+        self.warnings.push(Warning { offset, text, is_loss });
+    }
+
+    /// Finds the description when the first device is met, `offset` being
+    /// where its section begins and the cursor behind its header.
+    fn locate_description(&mut self, offset: StreamOffset, first: &Handler) {
+        self.has_searched = true;
+        let fits = |desc: &VmDesc| {
+            desc.devices.first().is_some_and(|device| {
+                device.name.as_bytes() == first.idstr.as_bytes() && device.instance_id == first.instance_id
+            })
+        };
+        let tail = self.tail.take().filter(|tail| tail.eof > offset && fits(&tail.desc));
+        let is_proven = |located: &Located<'a>| self.boundaries().leads_to(first, self.cursor, located);
+        self.located = if self.ram_is_iterating {
+            // A device before RAM: there is no walking on from here to prove
+            // anything, so it is the last description in the file, and the
+            // walk will tell.
+            tail.or_else(|| locate::candidates(self.input, offset, fits).last())
+        } else {
+            tail.filter(is_proven).or_else(|| {
+                let mut candidates = locate::candidates(self.input, offset, fits).peekable();
+                let first_one = candidates.peek().cloned();
+                candidates.find(is_proven).or(first_one)
+            })
+        };
+    }
+
+    /// Reads what follows the EOF byte.
+    fn read_description(&mut self) -> Result<()> {
+        let eof = self.cursor.offset();
+        if self.cursor.peek() == Some(record::QEMU_VM_VMDESCRIPTION) {
+            self.read_description_text().map_err(|error| error.inside("description"))?;
+        }
+        let located = self.located.take();
+        if self.description.is_none() && located.is_some() {
+            let text = "what looked like the stream's description is not where the sections end".to_owned();
+            self.warn(Some(eof), text, true);
+        }
+        if self.description.is_none() && self.cursor.offset() == eof && self.full_count > 0 {
+            let text = "the stream has no description (machine property suppress-vmdesc, or an old QEMU): device state could not be decoded";
+            self.warn(Some(eof), text.into(), false);
+        }
+        self.note_tail();
+        Ok(())
+    }
+
+    fn read_description_text(&mut self) -> Result<()> {
+        self.cursor.u8()?;
+        let at = self.cursor.offset();
+        let len = u64::from(self.cursor.be32()?);
+        bounded(at, "length of the description", len, limit::VMDESC_LEN)?;
+        let offset = self.cursor.offset();
+        let text = self.cursor.bytes(len)?;
+        // Already read, if it is the one that bodies were measured by.
+        let located = self.located.take_if(|located| located.text.as_ptr() == text.as_ptr());
+        let desc = match located {
+            Some(located) => Ok(located.desc),
+            None => VmDesc::parse(text),
+        };
+        match desc {
+            Ok(desc) => self.description = Some(Description { offset, text, desc }),
+            Err(why) => {
+                let text =
+                    format!("the stream's description is unusable: {why}; device state could not be decoded");
+                self.warn(Some(offset), text, true);
+                self.located = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// Says what stands behind the stream.
+    fn note_tail(&mut self) {
+        let rest = self.cursor.rest();
+        if rest.iter().any(|byte| *byte != 0) {
+            let text = format!("{} bytes behind the end of the stream are not part of it", rest.len());
+            // Behind a stream without a description they may well be the
+            // remains of one.
+            let is_loss = self.description.is_none();
+            self.warn(Some(self.cursor.offset()), text, is_loss);
+        }
+    }
+
+    /// What the walk has found.
+    pub(crate) fn finish(mut self) -> Stream<'a> {
+        let ram = self.ram.finish();
+        if let (Some(ram), Some(description)) = (&ram, &self.description) {
+            let described = description.desc.page_size;
+            if described.is_some_and(|described| described != ram.page_size().bytes()) {
+                let text = format!(
+                    "the description has pages of {} bytes, the RAM records have {}",
+                    described.unwrap_or_default(),
+                    ram.page_size()
+                );
+                self.warnings.push(Warning { offset: Some(description.offset), text, is_loss: true });
+            }
+        }
+        Stream {
+            input: self.input,
+            configuration: self.configuration,
+            has_footers: self.footers == Footers::Present,
+            sections: self.sections,
+            commands: self.commands,
+            ram,
+            description: self.description,
+            end: self.cursor.offset(),
+            warnings: self.warnings,
+        }
+    }
+}

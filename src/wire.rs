@@ -1,0 +1,122 @@
+//! The bytes of the wire under their QEMU names, and the limits of this
+//! reader. No parsing.
+//!
+//! Sources followed: QEMU `migration/savevm.h`, `migration/ram.c`,
+//! `migration/savevm.c`, `include/migration/qemu-file-types.h`.
+
+/// The first four bytes of every stream: "QEVM".
+pub(crate) const QEMU_VM_FILE_MAGIC: u32 = 0x5145_564d;
+/// The only stream version that QEMU has written since 2009.
+pub(crate) const QEMU_VM_FILE_VERSION: u32 = 3;
+
+/// Record types: the first byte of each record.
+pub(crate) mod record {
+    /// Ends the records; a description may follow.
+    pub(crate) const QEMU_VM_EOF: u8 = 0x00;
+    /// First section of an iterative handler.
+    pub(crate) const QEMU_VM_SECTION_START: u8 = 0x01;
+    /// Further section of an iterative handler.
+    pub(crate) const QEMU_VM_SECTION_PART: u8 = 0x02;
+    /// Last section of an iterative handler.
+    pub(crate) const QEMU_VM_SECTION_END: u8 = 0x03;
+    /// A device, whole.
+    pub(crate) const QEMU_VM_SECTION_FULL: u8 = 0x04;
+    /// Inside a device or the configuration.
+    pub(crate) const QEMU_VM_SUBSECTION: u8 = 0x05;
+    /// The JSON description, after the end of the records.
+    pub(crate) const QEMU_VM_VMDESCRIPTION: u8 = 0x06;
+    /// The machine type; only at offset 8. Since QEMU 2.4.
+    pub(crate) const QEMU_VM_CONFIGURATION: u8 = 0x07;
+    /// A command with its length. Since QEMU 2.5.
+    pub(crate) const QEMU_VM_COMMAND: u8 = 0x08;
+    /// Follows each section of machine types newer than 2.3.
+    pub(crate) const QEMU_VM_SECTION_FOOTER: u8 = 0x7e;
+}
+
+/// Commands: QEMU's `enum qemu_vm_cmd`, from `migration/savevm.c`.
+pub(crate) mod command {
+    /// QEMU's name for a command, without the prefix.
+    pub(crate) fn name(command: u16) -> Option<&'static str> {
+        Some(match command {
+            1 => "OPEN_RETURN_PATH",
+            2 => "PING",
+            3 => "POSTCOPY_ADVISE",
+            4 => "POSTCOPY_LISTEN",
+            5 => "POSTCOPY_RUN",
+            6 => "POSTCOPY_RAM_DISCARD",
+            7 => "PACKAGED",
+            8 => "ENABLE_COLO",
+            9 => "POSTCOPY_RESUME",
+            10 => "RECV_BITMAP",
+            11 => "SWITCHOVER_START",
+            _ => return None,
+        })
+    }
+}
+
+/// Flags in the low bits of a RAM record's first word: QEMU's
+/// `RAM_SAVE_FLAG_*`, from `migration/ram.c`.
+pub(crate) mod ram_flag {
+    /// Obsolete; never in version 4.
+    pub(crate) const FULL: u64 = 0x001;
+    /// A page of one repeated byte.
+    pub(crate) const ZERO: u64 = 0x002;
+    /// The block list.
+    pub(crate) const MEM_SIZE: u64 = 0x004;
+    /// A page of data.
+    pub(crate) const PAGE: u64 = 0x008;
+    /// The end of the section's records.
+    pub(crate) const EOS: u64 = 0x010;
+    /// Same block as the page record before: no name follows.
+    pub(crate) const CONTINUE: u64 = 0x020;
+    /// A delta against the page's earlier content.
+    pub(crate) const XBZRLE: u64 = 0x040;
+    /// RDMA only.
+    pub(crate) const HOOK: u64 = 0x080;
+    /// A deflated page; QEMU 2.4 to 9.0.
+    pub(crate) const COMPRESS_PAGE: u64 = 0x100;
+    /// Pages so far are in the multifd channels; since QEMU 8.1.
+    pub(crate) const MULTIFD_FLUSH: u64 = 0x200;
+    /// Every flag ever assigned.
+    pub(crate) const MASK: u64 = 0x3ff;
+    /// The flags of a target whose pages are 256 bytes (avr before 10.2):
+    /// higher bits belong to the address there.
+    pub(crate) const MASK_256: u64 = 0x0ff;
+}
+
+/// The version of the `ram` section since 2009.
+pub(crate) const RAM_VERSION: u32 = 4;
+
+/// Limits on what a stream may claim. Nothing is allocated for a claim: these
+/// only bound loops and recursion, and name nonsense early.
+pub(crate) mod limit {
+    /// Bytes of a machine type's name. QEMU's longest is 40 or so.
+    pub(crate) const MACHINE_NAME_LEN: u64 = 4096;
+    /// Names in `configuration/capabilities`. QEMU has fewer than 30.
+    pub(crate) const CAPABILITIES: u64 = 256;
+    /// RAM blocks. A guest with 256 DIMMs and as many devices has under 1000;
+    /// each costs at least 10 bytes of input and about 200 of memory.
+    pub(crate) const RAM_BLOCKS: usize = 65_536;
+    /// Bytes of the description. 57 real ones had 1.4 kB to 102 kB; 4096
+    /// vCPUs make about 40 MB. Parsed, it takes about four times its length.
+    pub(crate) const VMDESC_LEN: u64 = 256 << 20;
+    /// Nested descriptions inside a device; the deepest seen is 5. Bounds the
+    /// stack that decoding takes.
+    pub(crate) const VMSD_DEPTH: usize = 32;
+    /// Fields and array elements of one device. Real ones have some 10,000;
+    /// each decoded one takes about 100 bytes.
+    pub(crate) const ELEMENTS: u64 = 1 << 21;
+    /// Elements of zero bytes that one device may have: they cost no input.
+    pub(crate) const EMPTY_ELEMENTS: u64 = 4096;
+    /// Descriptions tried when more than one place looks like one.
+    pub(crate) const VMDESC_CANDIDATES: usize = 8;
+}
+
+/// Bytes in QEMU's pointer arrays: from `vmstate_info_nullptr`
+/// (`migration/vmstate-types.c`).
+pub(crate) mod pointer {
+    /// Stands for an element that is NULL.
+    pub(crate) const VMS_NULLPTR_MARKER: u8 = 0x30;
+    /// Precedes an element that is there, in arrays allocated on load (11.0+).
+    pub(crate) const VMS_MARKER_PTR_VALID: u8 = 0x31;
+}
