@@ -1,0 +1,14 @@
+"""Makes migration streams with a real QEMU, and the truth to test them against.
+
+firmware   the 64 KiB x86 guest
+rows       the table: which streams there are
+command    a row as a QEMU command line, with the files it needs
+host       where QEMU runs: its binaries, its root directory, what they offer
+process    one running QEMU and its QMP connection
+scenario   what is done with it until the stream is complete
+truth      what its RAM held at that instant
+"""
+
+
+class StreamError(Exception):
+    """A row that could not be made, with the reason as its message."""

@@ -1,0 +1,95 @@
+"""A row as a QEMU command line, and the files that line names.
+
+All names are relative: QEMU is started in the directory of its files.
+"""
+
+import random
+from pathlib import Path
+
+from . import firmware
+from .rows import DISK, MIB, Backend, Row
+
+BIOS = "firmware.bin"
+LOADED = "pattern.bin"
+DISK_BYTES = MIB
+DIMM_MAX = "4G"
+
+
+def backend_file(backend: Backend) -> str:
+    """Name of the file behind a memory backend."""
+    return f"{backend.id}.mem"
+
+
+def write_files(row: Row, size: int, directory: Path) -> None:
+    """Writes every file that the row's command line names."""
+    (directory / DISK).write_bytes(pattern(DISK_BYTES, row.name))
+    for backend in row.backends():
+        length = row.backend_bytes(backend, size)
+        with open(directory / backend_file(backend), "wb") as file:
+            if not row.board.firmware or backend is row.dimm:
+                file.write(pattern(min(length, size), row.name))
+            file.truncate(length)
+    if row.board.firmware:
+        (directory / BIOS).write_bytes(firmware.image(row.ram_bytes(size)))
+    if row.board.load_bytes:
+        (directory / LOADED).write_bytes(pattern(row.board.load_bytes, row.name))
+
+
+def pattern(length: int, seed: str) -> bytes:
+    """Bytes that do not repeat, with runs of zeros.
+
+    Of every 64 KiB, 16 KiB and 1 KiB are zero, so that pages of any size from
+    1 KiB to 16 KiB come as data, as zeros and as a mixture.
+    """
+    data = bytearray(random.Random(seed).randbytes(length))
+    for at in range(0, length, 0x10000):
+        for start, stop in ((0xA000, 0xA400), (0xC000, 0x10000)):
+            first, last = min(at + start, length), min(at + stop, length)
+            data[first:last] = bytes(last - first)
+    return bytes(data)
+
+
+def arguments(row: Row, size: int) -> list[str]:
+    """The row's QEMU arguments, without the program and the QMP connection."""
+    machine = [row.machine_type, row.machine_options]
+    if row.board.ram_id and not row.numa:
+        machine.append(f"memory-backend={row.board.ram_id}")
+    return [
+        "-machine", ",".join(filter(None, machine)),
+        "-accel", "tcg",
+        "-nodefaults", "-no-user-config",
+        "-display", "none",
+        "-S",
+        *_memory(row, size),
+        *_content(row),
+        *row.board.options,
+        *row.options,
+    ]  # fmt: skip
+
+
+def _memory(row: Row, size: int) -> list[str]:
+    args = []
+    if row.board.ram_id:
+        hotplug = f",slots=1,maxmem={DIMM_MAX}" if row.dimm else ""
+        args += ["-m", f"size={row.ram_bytes(size) >> 10}K{hotplug}"]
+    for backend in row.backends():
+        kibibytes = row.backend_bytes(backend, size) >> 10
+        args += [
+            "-object",
+            f"memory-backend-file,id={backend.id},size={kibibytes}K,share=on,"
+            f"mem-path={backend_file(backend)},{backend.naming}",
+        ]
+    for node in row.numa:
+        args += ["-numa", f"node,memdev={node.id}"]
+    if row.dimm:
+        args += ["-device", f"pc-dimm,id=slot0,memdev={row.dimm.id}"]
+    return args
+
+
+def _content(row: Row) -> list[str]:
+    if row.board.firmware:
+        return ["-bios", BIOS]
+    if row.board.load_bytes:
+        address = row.board.load_address
+        return ["-device", f"loader,file={LOADED},addr={address:#x},force-raw=on"]
+    return []

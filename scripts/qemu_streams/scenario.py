@@ -1,0 +1,123 @@
+"""What is done with a QEMU from its start until its stream is complete."""
+
+import mmap
+from pathlib import Path
+
+from . import StreamError, command, firmware
+from .process import Deadline, Qemu
+from .rows import Row
+
+STREAM = "stream"
+PARTIAL = "stream.part"
+FILE_URI_SINCE = (8, 2)
+
+WAIT_SECONDS = 120
+GUEST_ROUNDS = 3  # rounds of the guest before anything else happens
+LIVE_PASSES = 4  # passes over RAM before bandwidth is raised
+UNLIMITED = 1 << 40  # bytes per second
+# Bandwidth of a live migration, in RAM sizes per second: before and after it is
+# raised. Even then it has a limit, because QEMU looks at a new downtime limit up
+# to 100 ms later and goes on with its passes until then.
+LOW, RAISED = 1.5, 8
+NEVER_MS, ALWAYS_MS = 1, 60_000  # downtime limits
+
+
+def run(row: Row, size: int, qemu: Qemu, directory: Path) -> dict:
+    """Takes the row to the end of its migration; returns QEMU's figures of it.
+
+    The guest is stopped from then on: what its RAM holds is what the stream says.
+    """
+    if row.board.firmware:
+        qemu.execute("cont")
+        _wait_for_guest(row, size, directory)
+    _set_capabilities(row, qemu)
+    match row.scenario:
+        case "paused":
+            qemu.execute("stop")
+            _set_limits(qemu, UNLIMITED, ALWAYS_MS)
+            _migrate(qemu)
+        case "live":
+            _set_limits(qemu, int(size * LOW), NEVER_MS)
+            _migrate(qemu)
+            _wait_for_passes(qemu)
+            _set_limits(qemu, size * RAISED, ALWAYS_MS)
+    return _wait_for_end(qemu)
+
+
+def collect(directory: Path) -> Path:
+    """The complete stream, once QEMU has ended."""
+    deadline = Deadline(WAIT_SECONDS)
+    while not (directory / STREAM).exists():
+        deadline.poll("the stream to be written")
+    return directory / STREAM
+
+
+def _wait_for_guest(row: Row, size: int, directory: Path) -> None:
+    """Waits until the guest has filled RAM: its first page counts the rounds."""
+    first = row.main_backends()[0]
+    length = row.backend_bytes(first, size)
+    at = firmware.FILL_START + firmware.COUNTER
+    deadline = Deadline(WAIT_SECONDS)
+    with open(directory / command.backend_file(first), "rb") as file:
+        with mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ) as ram:
+            # Zero before the fill, then the word's own address, then the count.
+            while True:
+                count = int.from_bytes(ram[at : at + 4], "little")
+                if count != at and count >= GUEST_ROUNDS:
+                    return
+                deadline.poll("the guest to fill its RAM")
+
+
+def _set_capabilities(row: Row, qemu: Qemu) -> None:
+    if not row.capabilities:
+        return
+    wanted = [{"capability": name, "state": True} for name in row.capabilities]
+    qemu.execute("migrate-set-capabilities", capabilities=wanted)
+
+
+def _set_limits(qemu: Qemu, bandwidth: int, downtime_ms: int) -> None:
+    limits = {"max-bandwidth": bandwidth, "downtime-limit": downtime_ms}
+    qemu.execute("migrate-set-parameters", **limits)
+
+
+def _migrate(qemu: Qemu) -> None:
+    if qemu.version >= FILE_URI_SINCE:
+        uri = f"file:{STREAM}"
+    else:
+        # QEMU may say "completed" before cat has written all: the name says when.
+        uri = f"exec:cat > {PARTIAL} && mv {PARTIAL} {STREAM}"
+    qemu.execute("migrate", uri=uri)
+
+
+def _wait_for_passes(qemu: Qemu) -> None:
+    deadline = Deadline(WAIT_SECONDS)
+    while True:
+        info = _status(qemu)
+        passes = info.get("ram", {}).get("dirty-sync-count", 0)
+        if passes >= LIVE_PASSES:
+            return
+        if info.get("status") == "completed":
+            raise StreamError(f"the migration was over after {passes} passes")
+        deadline.poll(f"pass {LIVE_PASSES}")
+
+
+def _wait_for_end(qemu: Qemu) -> dict:
+    deadline = Deadline(WAIT_SECONDS)
+    while True:
+        info = _status(qemu)
+        if info.get("status") == "completed":
+            break
+        deadline.poll("the end of the migration")
+    # The guest stands still, but the run state may follow a moment later.
+    while qemu.execute("query-status")["running"]:
+        deadline.poll("the guest to stop")
+    return info
+
+
+def _status(qemu: Qemu) -> dict:
+    info = qemu.execute("query-migrate")
+    if "blocked-reasons" in info:
+        raise StreamError(f"cannot migrate: {info['blocked-reasons']}")
+    if info.get("status") in ("failed", "cancelled"):
+        raise StreamError(f"migration failed: {info.get('error-desc', 'no reason')}")
+    return info
