@@ -28,8 +28,8 @@ impl Input {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let fail = |source| Error::io(path, source);
-        let file = File::open(path).map_err(fail)?;
-        let kind = file.metadata().map_err(fail)?.file_type();
+        // Before it is opened: to open a named pipe is to wait for a writer.
+        let kind = std::fs::metadata(path).map_err(fail)?.file_type();
         if !kind.is_file() {
             let what = if kind.is_dir() { "a directory" } else { "no regular file" };
             return Err(fail(std::io::Error::new(
@@ -37,7 +37,7 @@ impl Input {
                 format!("is {what}; this version reads streams from regular files"),
             )));
         }
-        let map = map_file(&file).map_err(fail)?;
+        let map = File::open(path).and_then(|file| map_file(&file)).map_err(fail)?;
         Ok(Self { path: path.to_owned(), map })
     }
 

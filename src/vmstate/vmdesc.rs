@@ -48,7 +48,7 @@ pub struct Vmsd {
     /// Its name; empty if it has none.
     pub vmsd_name: String,
     /// Its version.
-    pub version: u64,
+    pub version: i64,
     /// Its fields, in the order of the stream.
     pub fields: Vec<FieldDesc>,
     /// The subsections that were written, in the order of the stream.
@@ -168,7 +168,7 @@ deserialize_object!(
     |this, key, map| {
         match key {
             "name" => this.0 = Some(map.next_value()?),
-            "instance_id" => this.1 = Some(map.next_value()?),
+            "instance_id" => this.1 = Some(map.next_value::<InstanceId>()?.0),
             _ => this.2.take_key(key, &mut map)?,
         }
     },
@@ -187,6 +187,18 @@ deserialize_object!(
     |this, key, map| { this.take_key(key, &mut map)? },
     Ok
 );
+
+/// An instance id as QEMU prints it: before 5.0 it was an `int`, so ids from
+/// 2³¹ up (hashes, spapr_iommu's 0x80000000) stand there as negative numbers.
+struct InstanceId(u32);
+
+impl<'de> Deserialize<'de> for InstanceId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let number = i64::deserialize(deserializer)?;
+        let id = u32::try_from(number).or_else(|_| i32::try_from(number).map(i32::cast_unsigned));
+        id.map(Self).map_err(|_| serde::de::Error::custom("an instance id of more than 32 bits"))
+    }
+}
 
 impl Vmsd {
     /// Takes the value of one key of an object that describes a structure.

@@ -37,7 +37,7 @@ pub(crate) fn run(args: &AnalyzeArgs) -> Result<Exit, Failure> {
         Stream::parse_with(input.bytes(), progress)
     })
     .map_err(Failure::input(path))?;
-    for warning in stream.warnings() {
+    for warning in crate::info::warnings(&stream) {
         terminal::say(format_args!("warning: {warning}"));
     }
     if args.extract {

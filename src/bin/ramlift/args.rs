@@ -45,7 +45,8 @@ pub(crate) struct InfoArgs {
 pub(crate) struct ExtractArgs {
     /// The migration stream
     pub(crate) stream: PathBuf,
-    /// Directory to write [default: the stream's file name + ".extracted"]
+    /// Directory to write [default: the stream's file name + ".extracted",
+    /// in the current directory]
     #[arg(short, long, value_name = "DIR")]
     pub(crate) output: Option<PathBuf>,
     /// Write only this RAM block's image; may be given again

@@ -84,12 +84,13 @@ fn extract(args: &ExtractArgs) -> Result<Exit, Failure> {
     let target = args.output.clone().map_or_else(|| default_target(path), Ok)?;
     let mut staging = Staging::new(&target, args.force)?;
     let images = write_images(&mut staging, &stream, &blocks, bar)?;
-    let (mut warnings, state_is_partial) = write_state(&mut staging, &stream)?;
+    let mut warnings = info::warnings(&stream);
+    warnings.extend(write_state(&mut staging, &stream)?);
     let entries = block_entries(&stream, &blocks, &images);
-    let is_partial = state_is_partial
-        || entries.iter().any(|entry| entry.status == Status::Absent)
+    // A device that QEMU described wrongly is whole in the stream, and its
+    // bytes are in state.json: the output is as complete as the stream is.
+    let is_partial = entries.iter().any(|entry| entry.status == Status::Absent)
         || stream.warnings().iter().any(|warning| warning.is_loss);
-    warnings.splice(0..0, info::warnings(&stream));
     let manifest = Manifest {
         ramlift: env!("CARGO_PKG_VERSION"),
         source: Source::of(path, &input),
@@ -103,15 +104,15 @@ fn extract(args: &ExtractArgs) -> Result<Exit, Failure> {
     Ok(Exit::of(is_partial))
 }
 
-/// The directory for a stream, if none is given: beside nothing, in the
-/// current directory's terms, where the stream's path is.
+/// The directory for a stream, if none is given: in the current directory,
+/// because evidence is often where nothing can be written.
 fn default_target(path: &Path) -> Result<PathBuf, Failure> {
     let mut name = path
         .file_name()
         .ok_or_else(|| Failure::Other(format!("{}: has no file name; give -o DIR", path.display())))?
         .to_owned();
     name.push(".extracted");
-    Ok(path.with_file_name(name))
+    Ok(PathBuf::from(name))
 }
 
 /// The blocks asked for: all, or those of the names given.
@@ -170,22 +171,17 @@ fn write_images(
     Ok(images)
 }
 
-/// Writes the description and the decoded devices. Gives what to warn of, and
-/// whether devices are missing that should be there.
-fn write_state(staging: &mut Staging, stream: &Stream<'_>) -> Result<(Vec<String>, bool), Failure> {
+/// Writes the description and the decoded devices. Gives a warning for each
+/// device that is described but could not be decoded.
+fn write_state(staging: &mut Staging, stream: &Stream<'_>) -> Result<Vec<String>, Failure> {
     if let Some(description) = stream.description() {
         staging.write(DESC, |out| out.write_all(description.text).and_then(|()| writeln!(out)))?;
     }
     let report = StateReport::of(stream, stream.devices().collect());
     staging.write(STATE, |out| terminal::write_json(out, &report))?;
-    if stream.description().is_none() {
-        // One warning says it of all of them.
-        return Ok((Vec::new(), false));
-    }
-    let warnings = report.undecoded().map(|error| format!("not decoded: {error}")).collect();
-    // A device that QEMU described wrongly is whole in the stream, and its
-    // bytes are in state.json: the output is as complete as the stream is.
-    Ok((warnings, false))
+    // Without a description one warning of the walk says it of all of them.
+    let is_described = stream.description().is_some();
+    Ok(report.undecoded().filter(|_| is_described).map(|error| format!("not decoded: {error}")).collect())
 }
 
 fn block_entries(stream: &Stream<'_>, blocks: &[BlockId], images: &[Option<String>]) -> Vec<BlockEntry> {
