@@ -115,12 +115,14 @@ fn visible_runs<'r>(
 struct Gather<'r, 'a, S> {
     ram: &'r Ram<'a>,
     sink: &'r S,
+    /// Where in the image the buffer belongs.
+    piece: u64,
     buffer: Vec<u8>,
 }
 
 impl<'r, 'a, S: ImageSink> Gather<'r, 'a, S> {
     fn new(ram: &'r Ram<'a>, sink: &'r S) -> Self {
-        Self { ram, sink, buffer: Vec::with_capacity(index(WINDOW_LEN).unwrap_or(0)) }
+        Self { ram, sink, piece: 0, buffer: Vec::with_capacity(index(WINDOW_LEN).unwrap_or(0)) }
     }
 
     fn window(&mut self, window: Window) -> Result<()> {
@@ -128,55 +130,71 @@ impl<'r, 'a, S: ImageSink> Gather<'r, 'a, S> {
         let start = window.number * WINDOW_LEN;
         let end = start.saturating_add(WINDOW_LEN).min(used_length);
         let ram = self.ram;
-        // The piece being gathered begins here; its bytes are the buffer's.
-        let mut piece = start;
+        self.piece = start;
         for run in visible_runs(ram, window.block, BlockOffset(start), BlockOffset(end)) {
-            let gathered = piece + self.buffer.len() as u64;
-            if run.offset.0 - gathered > SMALL_GAP || self.buffer.is_empty() {
-                self.hand_on(window.block, piece)?;
-                piece = run.offset.0;
-            }
-            self.pad(run.offset.0 - piece);
-            self.append(&run);
+            self.gather_run(window.block, &run)?;
         }
         // The last page of a block may reach beyond its length.
-        self.buffer.truncate(index(end - piece).unwrap_or(usize::MAX));
-        self.hand_on(window.block, piece)
+        self.buffer.truncate(index(end - self.piece).unwrap_or(usize::MAX));
+        self.hand_on(window.block)
     }
 
-    /// Adds zeros up to `len` bytes.
-    fn pad(&mut self, len: u64) {
-        if let Some(len) = index(len) {
-            self.buffer.resize(len, 0);
-        }
-    }
-
-    fn append(&mut self, run: &PageRun) {
+    fn gather_run(&mut self, block: BlockId, run: &PageRun) -> Result<()> {
         let page_len = self.ram.page_size().bytes();
+        let offsets = (0..run.pages).map(|nth| run.offset.0 + nth * page_len);
         match run.content {
             RunContent::Fill(byte) => {
-                let len = self.buffer.len() as u64 + run.pages * page_len;
-                self.buffer.resize(index(len).unwrap_or(self.buffer.len()), byte);
+                for offset in offsets {
+                    let end = self.make_room(block, offset)? + page_len;
+                    self.buffer.resize(index(end).unwrap_or(0), byte);
+                }
             }
             RunContent::Data { first, stride } => {
-                let input =
-                    index(first.0).and_then(|first| self.ram.input().get(first..)).unwrap_or_default();
-                let (Some(stride), Some(page_len)) = (index(stride), index(page_len)) else { return };
-                let pages = index(run.pages).unwrap_or(0);
-                for record in input.chunks(stride).take(pages) {
-                    self.buffer.extend_from_slice(record.get(..page_len).unwrap_or(record));
+                let (Some(first), Some(stride), Some(page_len)) =
+                    (index(first.0), index(stride), index(page_len))
+                else {
+                    return Ok(());
+                };
+                let records = self.ram.input().get(first..).unwrap_or_default().chunks(stride);
+                for (offset, record) in offsets.zip(records) {
+                    let page = record.get(..page_len).unwrap_or(record);
+                    // QEMU sends zeros as data with `zero-page-detection` off.
+                    if !is_zero(page) {
+                        self.make_room(block, offset)?;
+                        self.buffer.extend_from_slice(page);
+                    }
                 }
             }
         }
+        Ok(())
     }
 
-    fn hand_on(&mut self, block: BlockId, offset: u64) -> Result<()> {
+    /// Makes the buffer end at `offset` of the image: by zeros if it is near,
+    /// else by handing on what there is. Gives the buffer's length.
+    fn make_room(&mut self, block: BlockId, offset: u64) -> Result<u64> {
+        let gap = offset - (self.piece + self.buffer.len() as u64);
+        if gap > SMALL_GAP || self.buffer.is_empty() {
+            self.hand_on(block)?;
+            self.piece = offset;
+        }
+        let len = offset - self.piece;
+        self.buffer.resize(index(len).unwrap_or(0), 0);
+        Ok(len)
+    }
+
+    fn hand_on(&mut self, block: BlockId) -> Result<()> {
         if !self.buffer.is_empty() {
-            self.sink.write(block, BlockOffset(offset), &self.buffer)?;
+            self.sink.write(block, BlockOffset(self.piece), &self.buffer)?;
             self.buffer.clear();
         }
         Ok(())
     }
+}
+
+/// Whether all bytes are zero. Pages that are not show it in their first few
+/// bytes, nearly always.
+fn is_zero(page: &[u8]) -> bool {
+    page.chunks(64).all(|chunk| chunk.iter().fold(0, |any, byte| any | byte) == 0)
 }
 
 /// A sink of sparse files, one for each block.

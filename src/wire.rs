@@ -107,7 +107,9 @@ pub(crate) mod limit {
     /// each decoded one takes about 100 bytes.
     pub(crate) const ELEMENTS: u64 = 1 << 21;
     /// Elements of zero bytes that one device may have: they cost no input.
-    pub(crate) const EMPTY_ELEMENTS: u64 = 4096;
+    pub(crate) const EMPTY_ELEMENTS: u64 = 1024;
+    /// Ways to read one device's description that are tried.
+    pub(crate) const DECODE_ATTEMPTS: usize = 64;
     /// Descriptions tried when more than one place looks like one.
     pub(crate) const VMDESC_CANDIDATES: usize = 8;
 }

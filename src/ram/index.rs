@@ -259,7 +259,9 @@ impl BlockPages {
     /// the gaps between them.
     pub fn runs(&self, from: BlockOffset, to: BlockOffset) -> impl Iterator<Item = PageRun> + '_ {
         let size = self.page_size;
-        let (first, end) = (size.page_of(from), size.pages_in(to.0));
+        // An empty range holds no page, not the one that it lies in.
+        let end = if from < to { size.pages_in(to.0) } else { 0 };
+        let first = size.page_of(from);
         let start = self.extents.partition_point(|extent| extent.end() <= first);
         let extents = self.extents.get(start..).unwrap_or_default();
         extents.iter().take_while(move |extent| extent.page < end).map(move |extent| {

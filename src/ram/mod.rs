@@ -30,7 +30,7 @@ pub use record::{PageRecord, RecordContent};
 
 use block::BlockList;
 use index::IndexBuilder;
-use record::{PageRecords, RecordState};
+use record::{Certainty, PageRecords, RecordState};
 
 /// How often the index pass says how far it is, in records.
 const RECORDS_PER_REPORT: u64 = 8192;
@@ -130,7 +130,7 @@ impl<'a> Ram<'a> {
         &'s self,
         sections: impl Iterator<Item = &'s Section>,
     ) -> impl Iterator<Item = PageRecord> {
-        let mut state = RecordState::new(self.page_size, true);
+        let mut state = RecordState::new(self.page_size, Certainty::Settled);
         let bodies = sections.map(|section| match section.kind {
             SectionType::Start => self.first_record,
             _ => section.body,
@@ -184,16 +184,16 @@ impl<'a, 'p> RamReader<'a, 'p> {
     /// `page_size` is what the configuration or the description say; with
     /// neither, 4 KiB until a page of data shows what it is.
     pub(crate) fn new(input: &'a [u8], page_size: PageSizeHint, progress: &'p Progress) -> Self {
-        let (size, is_settled) = match page_size {
-            PageSizeHint::Given(size) => (size, true),
-            PageSizeHint::Likely(size) => (size, false),
-            PageSizeHint::Unknown => (TargetPageSize::KIB_4, false),
+        let (size, certainty) = match page_size {
+            PageSizeHint::Given(size) => (size, Certainty::Settled),
+            PageSizeHint::Likely(size) => (size, Certainty::Likely),
+            PageSizeHint::Unknown => (TargetPageSize::KIB_4, Certainty::Unknown { offsets: 0 }),
         };
         Self {
             input,
             list: None,
             first_record: StreamOffset::default(),
-            state: RecordState::new(size, is_settled),
+            state: RecordState::new(size, certainty),
             indexed_size: size,
             builders: Vec::new(),
             passes: PassCounter::default(),

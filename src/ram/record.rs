@@ -49,18 +49,35 @@ pub enum RecordContent {
 /// What one `ram` section leaves to the next.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RecordState {
-    /// The size of a target page: given, or a guess until a page is met.
+    /// The size of a target page, as far as it is known.
     pub(crate) page_size: TargetPageSize,
-    /// Whether the size has been seen to fit a page of data, or was given by
-    /// the configuration.
-    pub(crate) is_settled: bool,
+    pub(crate) certainty: Certainty,
     /// The block of the last record that named one: CONTINUE's.
     pub(crate) current: Option<BlockId>,
 }
 
+/// How well the target page size is known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Certainty {
+    /// The configuration gives it, or a page of data fits it.
+    Settled,
+    /// Something else says so: the description, or an earlier walk.
+    Likely,
+    /// Nothing says it. Fill pages come in any size; the first page of data
+    /// will show it. `offsets` are those of the pages so far, all ORed: the
+    /// size divides them.
+    Unknown { offsets: u64 },
+}
+
 impl RecordState {
-    pub(crate) fn new(page_size: TargetPageSize, is_settled: bool) -> Self {
-        Self { page_size, is_settled, current: None }
+    pub(crate) fn new(page_size: TargetPageSize, certainty: Certainty) -> Self {
+        Self { page_size, certainty, current: None }
+    }
+
+    /// The largest size up to the present one that divides all `offsets`.
+    fn fitting(&self, offsets: u64) -> TargetPageSize {
+        let bits = offsets.trailing_zeros().clamp(8, self.page_size.bits());
+        TargetPageSize::from_bits(bits).unwrap_or(self.page_size)
     }
 }
 
@@ -107,7 +124,10 @@ impl<'a, 's> PageRecords<'a, 's> {
     fn parse(&mut self) -> Result<Option<PageRecord>> {
         let at = self.cursor.offset();
         let word = self.cursor.be64()?;
-        let (flags, offset) = (word & self.mask, word & !self.mask);
+        let mut flags = word & self.mask;
+        if self.state.certainty != Certainty::Settled {
+            flags = self.flags_of_any_size(word);
+        }
         let is_data = match flags & !ram_flag::CONTINUE {
             ram_flag::PAGE => true,
             ram_flag::ZERO => false,
@@ -115,32 +135,10 @@ impl<'a, 's> PageRecords<'a, 's> {
             _ => return Err(Error::at(at, refused_flags(flags))),
         };
         let block = self.block(flags, at)?;
-        if is_data && !self.state.is_settled {
-            self.settle(block);
-            return self.parse_payload(at, block, word & !self.mask, is_data);
+        if self.state.certainty != Certainty::Settled {
+            self.learn(at, block, word, is_data)?;
         }
-        self.parse_payload(at, block, offset, is_data)
-    }
-
-    /// Sees whether the page size fits the first page of data, which begins
-    /// here, and if not takes the one that does.
-    #[cold]
-    fn settle(&mut self, block: BlockId) {
-        if let Some(size) = infer_page_size(self.cursor, block, self.list, self.state.page_size) {
-            self.state.page_size = size;
-            self.mask = flag_mask(size);
-        }
-        self.state.is_settled = true;
-    }
-
-    #[inline]
-    fn parse_payload(
-        &mut self,
-        at: StreamOffset,
-        block: BlockId,
-        offset: u64,
-        is_data: bool,
-    ) -> Result<Option<PageRecord>> {
+        let offset = word & !self.mask;
         if offset & (self.state.page_size.bytes() - 1) != 0 || offset >= self.used_length {
             return Err(self.outside(at, block, offset));
         }
@@ -152,6 +150,44 @@ impl<'a, 's> PageRecords<'a, 's> {
             RecordContent::Fill(self.cursor.u8()?)
         };
         Ok(Some(PageRecord { block, offset: BlockOffset(offset), content, payload }))
+    }
+
+    /// The flags of a word while the page size is open. Where pages are of
+    /// 256 or 512 bytes, the two highest flags are address bits: no page
+    /// record has them set together with its own flag.
+    #[cold]
+    fn flags_of_any_size(&mut self, word: u64) -> u64 {
+        let is_page = word & (ram_flag::PAGE | ram_flag::ZERO) != 0;
+        let has_high_flags = word & ram_flag::MASK & !ram_flag::MASK_256 != 0;
+        if is_page && has_high_flags && matches!(self.state.certainty, Certainty::Unknown { .. }) {
+            self.mask = ram_flag::MASK_256;
+        }
+        word & self.mask
+    }
+
+    /// Learns the page size from a record whose name has been read.
+    #[cold]
+    fn learn(&mut self, at: StreamOffset, block: BlockId, word: u64, is_data: bool) -> Result<()> {
+        let seen = match self.state.certainty {
+            Certainty::Unknown { offsets } => offsets | word & !self.mask,
+            _ => 0,
+        };
+        let hint = self.state.fitting(seen);
+        if is_data {
+            let found = infer_page_size(self.cursor, block, self.list, hint).unwrap_or(hint);
+            if seen & (found.bytes() - 1) != 0 {
+                let met = format!("one that is a multiple of {hint} only, up to this page of {found} bytes");
+                let expected = format!("multiples of {found}");
+                return Err(Error::at(at, ErrorKind::Malformed { what: "page offset", met, expected }));
+            }
+            self.state.page_size = found;
+            self.state.certainty = Certainty::Settled;
+        } else if seen != 0 {
+            self.state.page_size = hint;
+            self.state.certainty = Certainty::Unknown { offsets: seen };
+        }
+        self.mask = flag_mask(self.state.page_size).min(self.mask);
+        Ok(())
     }
 
     /// The block that a record with `flags` belongs to, its name read.

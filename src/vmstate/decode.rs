@@ -2,85 +2,126 @@
 //!
 //! What the bytes say of their own length goes before the sizes that the
 //! description gives, which are those of an array's first element. Then the
-//! two must meet: a body that its description does not fill to the byte is
-//! read in the other ways that QEMU's known faults call for ([`Reading`]), and
-//! if none fits, it is not decoded.
+//! two must meet, to the byte. Where QEMU's own description is ambiguous, or
+//! wrong in a known way, there is more than one [`Reading`] of a group of
+//! fields; they are tried, the likeliest first, until the whole body fits. If
+//! nothing fits, the device is not decoded.
 
 use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::vmstate::field::{FieldType, read_plain};
 use crate::vmstate::value::{Field, State, Subsection, TreeKey, Value};
 use crate::vmstate::vmdesc::{DeviceDesc, FieldDesc, Vmsd};
-use crate::wire::{limit, record};
+use crate::wire::{limit, pointer, record};
 
-/// One way to understand a description where QEMU's own is ambiguous.
+/// One way to understand neighbouring fields of one name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Reading {
-    arrays: ArrayReading,
-    /// Whether an array of pointers has one more NULL than is described.
-    ///
-    /// Since QEMU 11.0: a last run of one NULL behind a longer one is left
-    /// out of the description.
-    trailing_marker: bool,
-    /// Whether the described size of lists is believed rather than the bytes.
-    sized: bool,
-}
-
-/// How many elements each part of an array of pointers stands for.
-///
-/// QEMU describes such an array in parts, one for each run of NULL or present
-/// elements, all of one name. Since QEMU 9.1.3, 9.2.1 and 10.0 ("migration:
-/// Dump correct JSON format for nullptr replacement") the first part's `array_len` is that of the whole array if
-/// its first element is not NULL.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum ArrayReading {
-    /// What the part says.
+enum Reading {
+    /// As it stands there.
     Literal,
-    /// The first part stands for what the other parts leave of it.
+    /// An array of pointers, of which the first part's `array_len` is that of
+    /// the whole array: it stands for what the other parts leave of it.
+    ///
+    /// QEMU describes such an array in parts, one for each run of NULL or
+    /// present elements. Since 9.1.3, 9.2.1 and 10.0 ("migration: Dump correct
+    /// JSON format for nullptr replacement") the first part counts all
+    /// elements if the first is not NULL.
     FirstIsTotal,
-    /// Each part is one element: arrays whose elements differ in layout.
+    /// An array of pointers whose elements differ in layout: each part is one
+    /// element, whatever its `array_len` says.
     OneEach,
+    /// As [`Literal`](Self::Literal), and one NULL more.
+    ///
+    /// Since QEMU 11.0 a last run of one NULL behind a longer run is left out
+    /// of the description.
+    LiteralAndNull,
+    /// As [`FirstIsTotal`](Self::FirstIsTotal), and one NULL more, which the
+    /// first part counts too.
+    FirstIsTotalAndNull,
+    /// As [`OneEach`](Self::OneEach), and one NULL more.
+    OneEachAndNull,
+    /// A list by the size that its description gives, not by its bytes.
+    Sized,
 }
 
 impl Reading {
-    /// All readings, the likeliest first.
-    const ALL: [Self; 12] = {
-        const fn reading(arrays: ArrayReading, trailing_marker: bool, sized: bool) -> Reading {
-            Reading { arrays, trailing_marker, sized }
+    /// The readings of a group, the likeliest first. Most have one.
+    fn of(parts: &[FieldDesc]) -> &'static [Self] {
+        use Reading::{
+            FirstIsTotal, FirstIsTotalAndNull, Literal, LiteralAndNull, OneEach, OneEachAndNull, Sized,
+        };
+        if parts.iter().any(|part| part.kind.is_marker()) {
+            return &[Literal, FirstIsTotal, OneEach, LiteralAndNull, FirstIsTotalAndNull, OneEachAndNull];
         }
-        use ArrayReading::{FirstIsTotal, Literal, OneEach};
-        [
-            reading(Literal, false, false),
-            reading(FirstIsTotal, false, false),
-            reading(OneEach, false, false),
-            reading(Literal, true, false),
-            reading(FirstIsTotal, true, false),
-            reading(OneEach, true, false),
-            reading(Literal, false, true),
-            reading(FirstIsTotal, false, true),
-            reading(OneEach, false, true),
-            reading(Literal, true, true),
-            reading(FirstIsTotal, true, true),
-            reading(OneEach, true, true),
-        ]
-    };
+        match parts {
+            // Perhaps an array of pointers of which no NULL is described.
+            [only] if only.kind == FieldType::Struct && only.array_len.is_some() => {
+                &[Literal, FirstIsTotalAndNull, LiteralAndNull]
+            }
+            [first, ..] if first.kind.is_self_delimiting() => &[Literal, Sized],
+            _ => &[Literal],
+        }
+    }
 
-    /// The readings worth a try: those that differ for this description.
-    fn of(vmsd: &Vmsd) -> impl Iterator<Item = Self> + use<> {
-        let markers = has(vmsd, &|field| field.kind.is_marker());
-        let lists = has(vmsd, &|field| field.kind.is_self_delimiting());
-        Self::ALL.into_iter().filter(move |reading| {
-            let plain = reading.arrays == ArrayReading::Literal && !reading.trailing_marker;
-            (plain || markers) && (!reading.sized || lists)
-        })
+    /// Whether a NULL follows the parts that are described.
+    fn has_null(self) -> bool {
+        matches!(self, Self::LiteralAndNull | Self::FirstIsTotalAndNull | Self::OneEachAndNull)
+    }
+
+    /// How many elements the `nth` of `parts` stands for.
+    fn count(self, parts: &[FieldDesc], nth: usize, part: &FieldDesc) -> u64 {
+        let literal = part.array_len.unwrap_or(1);
+        match self {
+            Self::OneEach | Self::OneEachAndNull => 1,
+            Self::FirstIsTotal | Self::FirstIsTotalAndNull if nth == 0 => {
+                let others = parts.iter().skip(1).try_fold(u64::from(self.has_null()), |sum, part| {
+                    sum.checked_add(part.array_len.unwrap_or(1))
+                });
+                others.and_then(|others| literal.checked_sub(others)).unwrap_or(literal)
+            }
+            _ => literal,
+        }
     }
 }
 
-/// Whether any field of a description, at any depth, is of that kind.
-fn has(vmsd: &Vmsd, wanted: &impl Fn(&FieldDesc) -> bool) -> bool {
-    let nested = |field: &FieldDesc| field.nested.iter().any(|vmsd| has(vmsd, wanted));
-    vmsd.fields.iter().any(|field| wanted(field) || nested(field))
-        || vmsd.subsections.iter().any(|vmsd| has(vmsd, wanted))
+/// The readings chosen on the way through a body, in the order met.
+///
+/// An attempt follows them, and chooses the likeliest where there is none yet.
+/// One that fails is followed by one that differs in the last choice it made:
+/// a wrong choice shows soon behind it.
+#[derive(Default)]
+struct Choices {
+    /// What was chosen, and out of how many.
+    made: Vec<(usize, usize)>,
+    /// How many of them this attempt has come by.
+    passed: usize,
+}
+
+impl Choices {
+    fn choose(&mut self, readings: &'static [Reading]) -> Reading {
+        let first = readings.first().copied().unwrap_or(Reading::Literal);
+        if readings.len() < 2 {
+            return first;
+        }
+        if self.passed == self.made.len() {
+            self.made.push((0, readings.len()));
+        }
+        let chosen = self.made.get(self.passed).and_then(|(chosen, _)| readings.get(*chosen));
+        self.passed += 1;
+        chosen.copied().unwrap_or(first)
+    }
+
+    /// Prepares the next attempt. False if all have been made.
+    fn next_attempt(&mut self) -> bool {
+        self.passed = 0;
+        while let Some((chosen, count)) = self.made.pop() {
+            if chosen + 1 < count {
+                self.made.push((chosen + 1, count));
+                return true;
+            }
+        }
+        false
+    }
 }
 
 /// Decodes a body whose end is known: all of `body`, to the byte.
@@ -88,14 +129,21 @@ fn has(vmsd: &Vmsd, wanted: &impl Fn(&FieldDesc) -> bool) -> bool {
 /// # Errors
 /// The failure of the likeliest reading, if none fits.
 pub(crate) fn decode_body<'a, 'd>(device: &'d DeviceDesc, body: Cursor<'a>) -> Result<State<'a, 'd>> {
+    let mut choices = Choices::default();
     let mut first_failure = None;
-    for reading in Reading::of(&device.vmsd) {
-        let mut decoder = Decoder::new(body, reading);
+    // Attempts share the elements of one, so that a large body gets few.
+    let mut decoded_elements = 0;
+    for _ in 0..limit::DECODE_ATTEMPTS {
+        let mut decoder = Decoder::new(body, &mut choices);
         let decoded = decoder.vmsd(&device.vmsd).and_then(|state| decoder.at_end().map(|()| state));
         match decoded {
             Ok(state) => return Ok(state),
             Err(error) => first_failure.get_or_insert(error),
         };
+        decoded_elements += limit::ELEMENTS - decoder.elements_left;
+        if decoded_elements > limit::ELEMENTS || !choices.next_attempt() {
+            break;
+        }
     }
     Err(first_failure.unwrap_or_else(|| Error::at(body.offset(), device_error("no reading"))))
 }
@@ -112,18 +160,19 @@ fn take_one(left: &mut u64, what: &'static str, bound: u64, at: Cursor<'_>) -> R
     Ok(())
 }
 
-struct Decoder<'a> {
+struct Decoder<'a, 'c> {
     cursor: Cursor<'a>,
-    reading: Reading,
+    choices: &'c mut Choices,
     depth: usize,
     /// Elements that may still come, and those of them without bytes.
     elements_left: u64,
     empty_left: u64,
 }
 
-impl<'a> Decoder<'a> {
-    fn new(cursor: Cursor<'a>, reading: Reading) -> Self {
-        Self { cursor, reading, depth: 0, elements_left: limit::ELEMENTS, empty_left: limit::EMPTY_ELEMENTS }
+impl<'a, 'c> Decoder<'a, 'c> {
+    fn new(cursor: Cursor<'a>, choices: &'c mut Choices) -> Self {
+        let elements_left = limit::ELEMENTS;
+        Self { cursor, choices, depth: 0, elements_left, empty_left: limit::EMPTY_ELEMENTS }
     }
 
     fn at_end(&self) -> Result<()> {
@@ -156,37 +205,34 @@ impl<'a> Decoder<'a> {
 
     /// Decodes neighbours of one name: a field, an array, or an array's parts.
     fn array<'d>(&mut self, parts: &'d [FieldDesc], fields: &mut Vec<Field<'a, 'd>>) -> Result<()> {
-        let has_markers = parts.iter().any(|part| part.kind.is_marker());
+        let reading = self.choices.choose(Reading::of(parts));
         for (nth, part) in parts.iter().enumerate() {
-            let literal = part.array_len.unwrap_or(1);
-            let count = match self.reading.arrays {
-                _ if !has_markers => literal,
-                ArrayReading::Literal => literal,
-                ArrayReading::OneEach => 1,
-                ArrayReading::FirstIsTotal if nth == 0 => {
-                    let others: Option<u64> = parts
-                        .iter()
-                        .skip(1)
-                        .try_fold(0u64, |sum, part| sum.checked_add(part.array_len.unwrap_or(1)));
-                    others.and_then(|others| literal.checked_sub(others)).unwrap_or(literal)
-                }
-                ArrayReading::FirstIsTotal => literal,
-            };
-            for _ in 0..count {
-                let field = self.field(part).map_err(|error| error.inside(format!("field {}", part.name)))?;
+            for _ in 0..reading.count(parts, nth, part) {
+                let field = self
+                    .field(part, reading)
+                    .map_err(|error| error.inside(format!("field {}", part.name)))?;
                 fields.push(field);
             }
         }
-        if let Some(last) = parts.last().filter(|last| self.reading.trailing_marker && last.kind.is_marker())
-        {
-            fields.push(self.field(last)?);
+        if let Some(last) = parts.last().filter(|_| reading.has_null()) {
+            let marker = parts.iter().find(|part| part.kind.is_marker()).unwrap_or(last);
+            fields.push(self.undescribed_null(marker)?);
         }
         Ok(())
     }
 
-    fn field<'d>(&mut self, desc: &'d FieldDesc) -> Result<Field<'a, 'd>> {
+    fn undescribed_null<'d>(&mut self, desc: &'d FieldDesc) -> Result<Field<'a, 'd>> {
         let start = self.cursor;
-        let value = self.value(desc)?;
+        let bytes = self.cursor.bytes(1)?;
+        if bytes != [pointer::VMS_NULLPTR_MARKER] {
+            return Err(Error::at(start.offset(), device_error("no NULL behind an array of pointers")));
+        }
+        Ok(Field { desc, offset: start.offset(), bytes, value: Value::Null })
+    }
+
+    fn field<'d>(&mut self, desc: &'d FieldDesc, reading: Reading) -> Result<Field<'a, 'd>> {
+        let start = self.cursor;
+        let value = self.value(desc, reading)?;
         let len = self.cursor.offset().0 - start.offset().0;
         take_one(&mut self.elements_left, "number of elements", limit::ELEMENTS, start)?;
         if len == 0 {
@@ -196,10 +242,9 @@ impl<'a> Decoder<'a> {
         Ok(Field { desc, offset: start.offset(), bytes: all.bytes(len)?, value })
     }
 
-    fn value<'d>(&mut self, desc: &'d FieldDesc) -> Result<Value<'a, 'd>> {
-        let by_size = self.reading.sized && desc.kind.is_self_delimiting();
+    fn value<'d>(&mut self, desc: &'d FieldDesc, reading: Reading) -> Result<Value<'a, 'd>> {
         match desc.kind {
-            _ if by_size => Ok(Value::Bytes(self.cursor.bytes(desc.size)?)),
+            _ if reading == Reading::Sized => Ok(Value::Bytes(self.cursor.bytes(desc.size)?)),
             FieldType::Struct => self.structure(desc),
             FieldType::List => self.list(desc),
             FieldType::Tree => self.tree(desc),

@@ -215,7 +215,8 @@ fn report(is_quiet: bool, target: &Path, manifest: &Manifest) -> Result<(), Fail
     for (len, file) in files {
         writeln!(out, "{:>14} bytes  {}", len, target.join(file).display()).map_err(Failure::stdout)?;
     }
-    writeln!(out, "{}: {} RAM images, device state, manifest", target.display(), manifest.blocks.len())
+    let count = manifest.blocks.iter().filter(|block| block.file.is_some()).count();
+    writeln!(out, "{}: {count} RAM images, device state, manifest", target.display())
         .map_err(Failure::stdout)?;
     terminal::finish(out)
 }

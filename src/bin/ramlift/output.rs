@@ -50,7 +50,7 @@ impl Staging {
             fs::create_dir_all(&place).map_err(Failure::file(&place))?;
         }
         // On the same file system as its target, so that the moves at the end
-        // are renames. The directory is its owner's alone, as the files are.
+        // are renames.
         let temporary = tempfile::Builder::new()
             .prefix(".ramlift-incomplete-")
             .tempdir_in(&place)
