@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use ramlift::{BlockFiles, BlockId, Input, Ram, Stream, image_len, scatter};
+use ramlift::{BlockFiles, BlockId, Device, Input, Ram, Stream, image_len, scatter};
 use serde::Serialize;
 
 use crate::args::ExtractArgs;
@@ -11,7 +11,7 @@ use crate::exit::{Exit, Failure};
 use crate::info::{self, Source};
 use crate::output::Staging;
 use crate::paths::BlockPaths;
-use crate::state::StateReport;
+use crate::state::write_report;
 use crate::{progress, terminal};
 
 const STATE: &str = "state.json";
@@ -177,11 +177,15 @@ fn write_state(staging: &mut Staging, stream: &Stream<'_>) -> Result<Vec<String>
     if let Some(description) = stream.description() {
         staging.write(DESC, |out| out.write_all(description.text).and_then(|()| writeln!(out)))?;
     }
-    let report = StateReport::of(stream, stream.devices().collect());
-    staging.write(STATE, |out| terminal::write_json(out, &report))?;
+    let devices: Vec<Device<'_>> = stream.devices().collect();
+    let mut failures = Vec::new();
+    staging.write(STATE, |out| {
+        failures = write_report(out, stream, &devices)?;
+        Ok(())
+    })?;
     // Without a description one warning of the walk says it of all of them.
-    let is_described = stream.description().is_some();
-    Ok(report.undecoded().filter(|_| is_described).map(|error| format!("not decoded: {error}")).collect())
+    failures.retain(|_| stream.description().is_some());
+    Ok(failures.iter().map(|failure| format!("not decoded: {failure}")).collect())
 }
 
 fn block_entries(stream: &Stream<'_>, blocks: &[BlockId], images: &[Option<String>]) -> Vec<BlockEntry> {

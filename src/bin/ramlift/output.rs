@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 
 use ramlift::create_new;
@@ -50,9 +51,10 @@ impl Staging {
             fs::create_dir_all(&place).map_err(Failure::file(&place))?;
         }
         // On the same file system as its target, so that the moves at the end
-        // are renames.
+        // are renames. The directory is its owner's alone, as the files are.
         let temporary = tempfile::Builder::new()
             .prefix(".ramlift-incomplete-")
+            .permissions(fs::Permissions::from_mode(0o700))
             .tempdir_in(&place)
             .map_err(Failure::file(&place))?;
         Ok(Self { target: target.to_owned(), is_new, may_replace, temporary, files: Vec::new() })
@@ -100,9 +102,19 @@ impl Staging {
         if self.is_new {
             return self.commit_directory();
         }
+        // Whatever can be in the way is met before anything is replaced.
         for relative in &self.files {
             let target = self.target.join(relative);
             make_directories(&self.target, relative).map_err(Failure::file(&target))?;
+            if target.is_dir() {
+                return Err(Failure::Other(format!(
+                    "{}: is in the way: it is a directory",
+                    target.display()
+                )));
+            }
+        }
+        for relative in &self.files {
+            let target = self.target.join(relative);
             fs::rename(self.temporary.path().join(relative), &target).map_err(Failure::file(&target))?;
         }
         Ok(())

@@ -4,7 +4,7 @@
 //! directory. Names are the stream's, so they are not trusted: whatever would
 //! leave the output directory, collide, or be no portable text is encoded.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use ramlift::Idstr;
 
@@ -12,36 +12,52 @@ use ramlift::Idstr;
 /// File systems allow 255.
 const COMPONENT_LEN_MAX: usize = 200;
 
+/// How many directories a name may make. QEMU's have up to three.
+const DEPTH_MAX: usize = 8;
+
 /// Gives out paths, each once.
 #[derive(Default)]
 pub(crate) struct BlockPaths {
     files: HashSet<String>,
     directories: HashSet<String>,
+    /// The last number that each numbered name has got.
+    numbers: HashMap<String, u64>,
 }
 
 impl BlockPaths {
     /// With the names that other outputs of the directory have.
     pub(crate) fn with_reserved(names: &[&str]) -> Self {
         let files = names.iter().map(|name| (*name).to_owned()).collect();
-        Self { files, directories: HashSet::new() }
+        Self { files, ..Self::default() }
     }
 
     /// The relative path for a block. Its components are never empty, `.` or
     /// `..`, and no path given out is another one's, or its directory.
     pub(crate) fn assign(&mut self, idstr: &Idstr) -> String {
-        let plain = encode(idstr.as_bytes());
-        let flat = plain.replace('/', "%2F");
-        let numbered = (2u64..).map(|nth| shorten(&flat, &format!("~{nth}")));
-        let candidates = [plain, shorten(&flat, "")].into_iter().chain(numbered);
-        for path in candidates {
-            if self.is_free(&path) {
-                self.directories.extend(parents(&path).map(str::to_owned));
-                self.files.insert(path.clone());
-                return path;
+        let path = self.find_free(&encode(idstr.as_bytes()));
+        self.directories.extend(parents(&path).map(str::to_owned));
+        self.files.insert(path.clone());
+        path
+    }
+
+    /// `plain` itself, or the same in one component, or that with a number.
+    fn find_free(&mut self, plain: &str) -> String {
+        if parents(plain).count() <= DEPTH_MAX && self.is_free(plain) {
+            return plain.to_owned();
+        }
+        let flat = shorten(&plain.replace('/', "%2F"));
+        if self.is_free(&flat) {
+            return flat;
+        }
+        let mut number = self.numbers.get(&flat).copied().unwrap_or(1);
+        loop {
+            number += 1;
+            let numbered = format!("{flat}~{number}");
+            if self.is_free(&numbered) {
+                self.numbers.insert(flat, number);
+                return numbered;
             }
         }
-        // The numbers do not end before the blocks do.
-        flat
     }
 
     fn is_free(&self, path: &str) -> bool {
@@ -58,9 +74,9 @@ fn parents(path: &str) -> impl Iterator<Item = &str> {
 
 /// A block's name as a relative path.
 ///
-/// One slash at the begin goes. Each component keeps letters, digits and
-/// printable text; `%`, control characters, backslashes and bytes that are no
-/// UTF-8 become `%XX`, and so do components that mean another directory.
+/// One slash at the begin goes. Each component keeps plain text; `%`, control
+/// characters, those that reorder or hide text, backslashes and bytes that are
+/// no UTF-8 become `%XX`, and so do components that mean another directory.
 fn encode(idstr: &[u8]) -> String {
     let relative = idstr.strip_prefix(b"/").unwrap_or(idstr);
     let components: Vec<String> = relative.split(|byte| *byte == b'/').map(encode_component).collect();
@@ -78,7 +94,7 @@ fn encode_component(component: &[u8]) -> String {
     let mut encoded = String::new();
     for chunk in component.utf8_chunks() {
         for c in chunk.valid().chars() {
-            if c.is_control() || c == '%' || c == '\\' {
+            if !Idstr::is_plain(c) || c == '%' || c == '\\' {
                 let mut utf8 = [0; 4];
                 encoded.extend(c.encode_utf8(&mut utf8).bytes().map(|byte| format!("%{byte:02X}")));
             } else {
@@ -87,16 +103,16 @@ fn encode_component(component: &[u8]) -> String {
         }
         encoded.extend(chunk.invalid().iter().map(|byte| format!("%{byte:02X}")));
     }
-    shorten(&encoded, "")
+    shorten(&encoded)
 }
 
-/// A component with `suffix`, cut so that it fits a file system.
-fn shorten(component: &str, suffix: &str) -> String {
+/// A component, cut so that it fits a file system with a number behind it.
+fn shorten(component: &str) -> String {
     if component.len() <= COMPONENT_LEN_MAX {
-        return format!("{component}{suffix}");
+        return component.to_owned();
     }
     let cut = (0..=COMPONENT_LEN_MAX).rev().find(|at| component.is_char_boundary(*at)).unwrap_or(0);
-    format!("{}~{suffix}", component.get(..cut).unwrap_or_default())
+    format!("{}~", component.get(..cut).unwrap_or_default())
 }
 
 #[cfg(test)]

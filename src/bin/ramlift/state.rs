@@ -1,65 +1,73 @@
 //! `ramlift state`: decoded device state as JSON.
 
-use ramlift::{Device, DeviceJson, Input, Stream};
+use std::io::{self, Write};
+
+use ramlift::{Device, DeviceJson, Error, Input, Stream};
 use rayon::prelude::*;
-use serde::{Serialize, Serializer};
 use wildmatch::WildMatch;
 
 use crate::args::StateArgs;
 use crate::exit::{Exit, Failure};
 use crate::terminal;
 
-/// The output of `state`, and `state.json`.
-#[derive(Serialize)]
-pub(crate) struct StateReport<'s> {
-    pub(crate) machine: Option<String>,
-    pub(crate) page_size: Option<u64>,
-    pub(crate) devices: Devices<'s>,
-}
-
-/// Decoded devices, in the order of the stream.
-pub(crate) struct Devices<'s>(Vec<DeviceJson<'s>>);
-
-impl<'s> StateReport<'s> {
-    /// Decodes `devices` in parallel.
-    pub(crate) fn of(stream: &'s Stream<'_>, devices: Vec<Device<'s>>) -> Self {
-        Self {
-            machine: stream.configuration().map(|configuration| configuration.machine.to_string()),
-            page_size: stream.ram().map(|ram| ram.page_size().bytes()),
-            devices: Devices(devices.into_par_iter().map(DeviceJson::of).collect()),
+/// Writes `devices` as `state` prints them, and `state.json` has them: JSON,
+/// each device on a line of its own. Gives the failures of those that could
+/// not be decoded.
+///
+/// Decoded are a few devices at a time, in parallel; what they take is given
+/// back before the next.
+pub(crate) fn write_report(
+    out: &mut impl Write,
+    stream: &Stream<'_>,
+    devices: &[Device<'_>],
+) -> io::Result<Vec<Error>> {
+    let machine = stream.configuration().map(|configuration| &configuration.machine);
+    let page_size = stream.ram().map(|ram| ram.page_size().bytes());
+    writeln!(out, "{{\n\"machine\": {},", serde_json::to_string(&machine)?)?;
+    writeln!(out, "\"page_size\": {},", serde_json::to_string(&page_size)?)?;
+    write!(out, "\"devices\": [")?;
+    let mut failures = Vec::new();
+    let mut separator = "\n";
+    for batch in devices.chunks(rayon::current_num_threads() * DEVICES_PER_THREAD) {
+        let lines: Vec<_> = batch.par_iter().map(|device| line(*device)).collect();
+        for line in lines {
+            let (text, failure) = line?;
+            out.write_all(separator.as_bytes())?;
+            out.write_all(&text)?;
+            failures.extend(failure);
+            separator = ",\n";
         }
     }
-
-    /// One line for each device that could not be decoded.
-    pub(crate) fn undecoded(&self) -> impl Iterator<Item = &ramlift::Error> {
-        self.devices.0.iter().filter_map(|device| device.outcome.as_ref().err())
-    }
+    writeln!(out, "\n]\n}}")?;
+    Ok(failures)
 }
 
-impl Serialize for Devices<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(&self.0)
-    }
+/// How many devices a thread decodes before what it made is written.
+const DEVICES_PER_THREAD: usize = 8;
+
+/// A device as a line of JSON, and why it could not be decoded.
+fn line(device: Device<'_>) -> io::Result<(Vec<u8>, Option<Error>)> {
+    let decoded = DeviceJson::of(device);
+    let text = serde_json::to_vec(&decoded)?;
+    Ok((text, decoded.outcome.err()))
 }
 
 pub(crate) fn run(args: &StateArgs) -> Result<Exit, Failure> {
     let input = Input::open(&args.stream).map_err(Failure::input(&args.stream))?;
     let stream = Stream::parse(input.bytes()).map_err(Failure::input(&args.stream))?;
     let devices = choose(&stream, &args.devices)?;
-    let report = StateReport::of(&stream, devices);
-    terminal::print_json(&report)?;
+    let mut out = terminal::stdout();
+    let failures = write_report(&mut out, &stream, &devices).map_err(Failure::stdout)?;
+    terminal::finish(out)?;
     for warning in stream.warnings() {
         terminal::say(format_args!("warning: {warning}"));
     }
-    let mut undecoded = 0;
-    for error in report.undecoded() {
-        undecoded += 1;
-        if stream.description().is_some() {
-            terminal::say(format_args!("warning: not decoded: {error}"));
-        }
+    // Without a description one warning says it of all of them.
+    for failure in failures.iter().filter(|_| stream.description().is_some()) {
+        terminal::say(format_args!("warning: not decoded: {failure}"));
     }
-    let is_partial = undecoded > 0 || stream.warnings().iter().any(|warning| warning.is_loss);
-    Ok(Exit::of(is_partial || stream.description().is_none()))
+    let is_loss = stream.warnings().iter().any(|warning| warning.is_loss);
+    Ok(Exit::of(is_loss || !failures.is_empty() || stream.description().is_none()))
 }
 
 /// The devices that any of the patterns matches; all if there are none.

@@ -3,13 +3,22 @@
 use std::fmt;
 use std::io::{self, BufWriter, StdoutLock, Write};
 
+use ramlift::Idstr;
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter};
 
 use crate::exit::Failure;
 
 /// Prints a line on standard error. A closed one is nobody's problem.
+///
+/// Whatever part of the line comes from the stream is escaped by then. This
+/// makes sure of it: nothing printed here can control a terminal.
 pub(crate) fn say(line: fmt::Arguments<'_>) {
+    let line: String = line
+        .to_string()
+        .chars()
+        .map(|c| if Idstr::is_plain(c) { c } else { char::REPLACEMENT_CHARACTER })
+        .collect();
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
