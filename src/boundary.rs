@@ -3,7 +3,8 @@
 //! A FULL body carries neither length nor end mark. Its end is known in one of
 //! four ways, tried in this order: its own layout (see [`body`](crate::body));
 //! the sizes that its description adds up to; a scan for the footer; without
-//! footers, a scan for the header of the device described next. The first two
+//! footers, a scan for the header of the device described next, or for the
+//! last one the place of the description itself. The first two
 //! count only if what must follow does follow: the footer, where there are
 //! footers, and then a record. Two headers that fit are no accident.
 //!
@@ -15,8 +16,9 @@ use memchr::memmem;
 use crate::body::layout_of;
 use crate::cursor::Cursor;
 use crate::section::{Footers, Handler, Handlers, SectionType, read_command, read_handler};
+use crate::units::{StreamOffset, index};
+use crate::vmstate::DeviceDesc;
 use crate::vmstate::locate::Located;
-use crate::vmstate::{DeviceDesc, VmDesc};
 use crate::wire::record;
 
 /// What is known at a place in the stream that tells where a body can end.
@@ -33,7 +35,7 @@ impl Boundaries<'_> {
         let mut cursor = body;
         let mut handler = first.clone();
         for nth in 0.. {
-            let Some(end) = self.find_end(&handler, cursor, Some(&located.desc), nth) else { return false };
+            let Some(end) = self.find_end(&handler, cursor, Some(located), nth) else { return false };
             cursor = end;
             let mut footers = self.footers;
             if footers.read(&mut cursor, handler.section_id).is_err() {
@@ -59,14 +61,22 @@ impl Boundaries<'_> {
         self,
         handler: &Handler,
         body: Cursor<'a>,
-        desc: Option<&VmDesc>,
+        located: Option<&Located<'_>>,
         nth: usize,
     ) -> Option<Cursor<'a>> {
+        let desc = located.map(|located| &located.desc);
         let device = desc.and_then(|desc| desc.device(nth, handler.idstr.as_bytes(), handler.instance_id));
         let next = desc.and_then(|desc| desc.devices.get(nth + 1));
         let is_end = |end: &Cursor<'a>| self.is_section_end(*end, handler.section_id, next);
         let known = [laid_out_end(handler, body), described_end(device, body)];
-        known.into_iter().flatten().find(is_end).or_else(|| self.scan_for_end(handler, body, next))
+        known
+            .into_iter()
+            .flatten()
+            .find(is_end)
+            .or_else(|| self.scan_for_end(handler, body, next))
+            // Without footers nothing but the end of all records ends the
+            // last device, and the description tells where that is.
+            .or_else(|| located.and_then(|located| end_at(body, located.eof)).filter(is_end))
     }
 
     /// Whether a section's body can end at `end`: its footer and then a
@@ -143,6 +153,11 @@ fn laid_out_end<'a>(handler: &Handler, mut body: Cursor<'a>) -> Option<Cursor<'a
 fn described_end<'a>(device: Option<&DeviceDesc>, mut body: Cursor<'a>) -> Option<Cursor<'a>> {
     body.bytes(device?.described_len()?).ok()?;
     Some(body)
+}
+
+/// The cursor at `offset`, if that is not before it.
+fn end_at(body: Cursor<'_>, offset: StreamOffset) -> Option<Cursor<'_>> {
+    moved(body, index(offset.0.checked_sub(body.offset().0)?)?)
 }
 
 /// Whether this can be the header of a section that QEMU wrote: the test of

@@ -15,6 +15,13 @@ use serde::{Serialize, Serializer};
 pub struct Idstr(Box<[u8]>);
 
 impl Idstr {
+    /// Whether a character can be shown as it is, on a terminal or in a list
+    /// of files: it cannot control the terminal, nor reorder or hide its
+    /// neighbours.
+    pub fn is_plain(c: char) -> bool {
+        !is_unsafe(c)
+    }
+
     /// The name's bytes.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0

@@ -193,8 +193,7 @@ impl<'a, 'p> Walk<'a, 'p> {
             self.locate_description(offset, &handler);
         }
         let body = self.cursor.offset();
-        let desc = self.located.as_ref().map(|located| &located.desc);
-        match self.boundaries().find_end(&handler, self.cursor, desc, self.full_count) {
+        match self.boundaries().find_end(&handler, self.cursor, self.located.as_ref(), self.full_count) {
             Some(end) => self.cursor = end,
             None if self.has_neither_footers_nor_description() => {
                 self.stop_before_devices(offset)?;
@@ -245,9 +244,10 @@ impl<'a, 'p> Walk<'a, 'p> {
                 Error::at(end.offset(), ErrorKind::Footer { expected: handler.section_id, met })
             }
             Some(needed) => Error::at(self.cursor.offset(), ErrorKind::Truncated { needed, available }),
+            // Nothing says how long it is, only that its footer is nowhere:
+            // the stream was cut before it.
             None => {
-                let met = "none of it up to the end of the input".to_owned();
-                Error::at(self.cursor.offset(), ErrorKind::Footer { expected: handler.section_id, met })
+                Error::at(self.cursor.offset(), ErrorKind::Truncated { needed: available + 5, available })
             }
         }
     }

@@ -98,18 +98,18 @@ pub(crate) mod limit {
     /// each costs at least 10 bytes of input and about 200 of memory.
     pub(crate) const RAM_BLOCKS: usize = 65_536;
     /// Bytes of the description. 57 real ones had 1.4 kB to 102 kB; 4096
-    /// vCPUs make about 40 MB. Parsed, it takes about four times its length.
-    pub(crate) const VMDESC_LEN: u64 = 256 << 20;
+    /// vCPUs make about 40 MB. Parsed, it takes up to eight times its length.
+    pub(crate) const VMDESC_LEN: u64 = 64 << 20;
     /// Nested descriptions inside a device; the deepest seen is 5. Bounds the
     /// stack that decoding takes.
     pub(crate) const VMSD_DEPTH: usize = 32;
     /// Fields and array elements of one device. Real ones have some 10,000;
     /// each decoded one takes about 100 bytes.
-    pub(crate) const ELEMENTS: u64 = 1 << 21;
+    pub(crate) const ELEMENTS: u64 = 1 << 20;
     /// Elements of zero bytes that one device may have: they cost no input.
     pub(crate) const EMPTY_ELEMENTS: u64 = 1024;
     /// Ways to read one device's description that are tried.
-    pub(crate) const DECODE_ATTEMPTS: usize = 64;
+    pub(crate) const DECODE_ATTEMPTS: usize = 128;
     /// Descriptions tried when more than one place looks like one.
     pub(crate) const VMDESC_CANDIDATES: usize = 8;
 }

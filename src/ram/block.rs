@@ -111,8 +111,9 @@ fn parse_entry(cursor: &mut Cursor<'_>, unlisted: u64, has_mr_addr: bool) -> Res
 /// not the host's or target's. Between entries the next thing is a name, which
 /// is never empty, so a zero byte can only be the top of a page size. Behind
 /// the last entry comes a RAM record's word, which always has a flag in its
-/// low bits, as no page size has. Where `mr_addr` comes in between, a region
-/// offset may look like a page size, so the thing behind it must fit too.
+/// low bits, as no page size has. Where an `mr_addr` follows, which can look
+/// like a page size itself, the same is asked of what stands behind the first
+/// of the two: it is an `mr_addr`, not a name, and not a word.
 fn has_page_size(cursor: &Cursor<'_>, is_last: bool, has_mr_addr: bool) -> bool {
     let is_page_size = |word: u64| word.is_power_of_two() && word >= 4096 && word >> 56 == 0;
     let mut ahead = *cursor;
@@ -123,13 +124,10 @@ fn has_page_size(cursor: &Cursor<'_>, is_last: bool, has_mr_addr: bool) -> bool 
     if !has_mr_addr {
         return true;
     }
-    if ahead.be64().is_err() {
-        return false;
-    }
-    match (is_last, ahead.be64()) {
-        (true, Ok(word)) => word & ram_flag::MASK != 0 && word >> 56 == 0,
-        (false, Ok(word)) => word >> 56 != 0,
-        (_, Err(_)) => false,
+    match ahead.be64() {
+        Ok(second) if is_last => second & ram_flag::MASK == 0,
+        Ok(second) => second >> 56 == 0,
+        Err(_) => false,
     }
 }
 

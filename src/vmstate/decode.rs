@@ -7,8 +7,11 @@
 //! fields; they are tried, the likeliest first, until the whole body fits. If
 //! nothing fits, the device is not decoded.
 
+use indexmap::IndexMap;
+
 use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
+use crate::idstr::Idstr;
 use crate::vmstate::field::{FieldType, read_plain};
 use crate::vmstate::value::{Field, State, Subsection, TreeKey, Value};
 use crate::vmstate::vmdesc::{DeviceDesc, FieldDesc, Vmsd};
@@ -84,40 +87,45 @@ impl Reading {
     }
 }
 
-/// The readings chosen on the way through a body, in the order met.
+/// The reading of each group that has several, in the order met.
 ///
-/// An attempt follows them, and chooses the likeliest where there is none yet.
-/// One that fails is followed by one that differs in the last choice it made:
-/// a wrong choice shows soon behind it.
+/// All elements of an array share their description's choices. The first
+/// attempt takes the likeliest of each. One that fails is followed by one that
+/// differs, as the digits of a counter do: groups with markers of NULL change
+/// fastest, as they are what QEMU describes wrongly, and of those the last
+/// ones, as a wrong reading shows soon behind it.
 #[derive(Default)]
-struct Choices {
-    /// What was chosen, and out of how many.
-    made: Vec<(usize, usize)>,
-    /// How many of them this attempt has come by.
-    passed: usize,
+struct Choices(IndexMap<*const FieldDesc, Choice>);
+
+struct Choice {
+    readings: &'static [Reading],
+    chosen: usize,
+    has_markers: bool,
 }
 
 impl Choices {
-    fn choose(&mut self, readings: &'static [Reading]) -> Reading {
-        let first = readings.first().copied().unwrap_or(Reading::Literal);
-        if readings.len() < 2 {
-            return first;
-        }
-        if self.passed == self.made.len() {
-            self.made.push((0, readings.len()));
-        }
-        let chosen = self.made.get(self.passed).and_then(|(chosen, _)| readings.get(*chosen));
-        self.passed += 1;
-        chosen.copied().unwrap_or(first)
+    fn reading_of(&mut self, parts: &[FieldDesc]) -> Reading {
+        let readings = Reading::of(parts);
+        let chosen = if readings.len() < 2 {
+            0
+        } else {
+            // A description stays where it is while it is decoded by, so its
+            // address names it.
+            let has_markers = parts.iter().any(|part| part.kind.is_marker());
+            self.0.entry(parts.as_ptr()).or_insert(Choice { readings, chosen: 0, has_markers }).chosen
+        };
+        readings.get(chosen).copied().unwrap_or(Reading::Literal)
     }
 
     /// Prepares the next attempt. False if all have been made.
     fn next_attempt(&mut self) -> bool {
-        self.passed = 0;
-        while let Some((chosen, count)) = self.made.pop() {
-            if chosen + 1 < count {
-                self.made.push((chosen + 1, count));
-                return true;
+        for fast in [true, false] {
+            for choice in self.0.values_mut().rev().filter(|choice| choice.has_markers == fast) {
+                choice.chosen += 1;
+                if choice.chosen < choice.readings.len() {
+                    return true;
+                }
+                choice.chosen = 0;
             }
         }
         false
@@ -150,6 +158,11 @@ pub(crate) fn decode_body<'a, 'd>(device: &'d DeviceDesc, body: Cursor<'a>) -> R
 
 fn device_error(why: impl Into<String>) -> ErrorKind {
     ErrorKind::Device { why: why.into() }
+}
+
+/// A name of the description, safe on a terminal.
+fn shown(name: &str) -> String {
+    Idstr::from(name).to_string()
 }
 
 /// Takes one from what is left of `bound`.
@@ -205,12 +218,14 @@ impl<'a, 'c> Decoder<'a, 'c> {
 
     /// Decodes neighbours of one name: a field, an array, or an array's parts.
     fn array<'d>(&mut self, parts: &'d [FieldDesc], fields: &mut Vec<Field<'a, 'd>>) -> Result<()> {
-        let reading = self.choices.choose(Reading::of(parts));
+        let reading = self.choices.reading_of(parts);
         for (nth, part) in parts.iter().enumerate() {
+            // Counted even if it has no element: to look at it takes time.
+            take_one(&mut self.elements_left, "number of elements", limit::ELEMENTS, self.cursor)?;
             for _ in 0..reading.count(parts, nth, part) {
                 let field = self
                     .field(part, reading)
-                    .map_err(|error| error.inside(format!("field {}", part.name)))?;
+                    .map_err(|error| error.inside(format!("field {}", shown(&part.name))))?;
                 fields.push(field);
             }
         }
@@ -285,6 +300,7 @@ impl<'a, 'c> Decoder<'a, 'c> {
             let vmsd = desc.nested.get(elements.len()).or(desc.nested.last());
             let at = self.cursor.offset();
             let vmsd = vmsd.ok_or_else(|| Error::at(at, device_error("an element that is not described")))?;
+            take_one(&mut self.elements_left, "number of elements", limit::ELEMENTS, self.cursor)?;
             elements.push(self.vmsd(vmsd)?);
         }
         Ok(Value::List(elements))
@@ -302,6 +318,7 @@ impl<'a, 'c> Decoder<'a, 'c> {
         let mut entries = Vec::new();
         let mut nested = desc.nested.iter();
         while self.another()? {
+            take_one(&mut self.elements_left, "number of elements", limit::ELEMENTS, self.cursor)?;
             let mut next =
                 || nested.next().ok_or_else(|| Error::at(at, device_error("more entries than counted")));
             let key = if has_struct_keys {
@@ -319,7 +336,8 @@ impl<'a, 'c> Decoder<'a, 'c> {
     }
 
     fn subsection<'d>(&mut self, vmsd: &'d Vmsd) -> Result<Subsection<'a, 'd>> {
-        self.subsection_body(vmsd).map_err(|error| error.inside(format!("subsection {}", vmsd.vmsd_name)))
+        self.subsection_body(vmsd)
+            .map_err(|error| error.inside(format!("subsection {}", shown(&vmsd.vmsd_name))))
     }
 
     fn subsection_body<'d>(&mut self, vmsd: &'d Vmsd) -> Result<Subsection<'a, 'd>> {
@@ -335,9 +353,8 @@ impl<'a, 'c> Decoder<'a, 'c> {
         }
         let name = self.cursor.str8()?;
         if name != vmsd.vmsd_name.as_bytes() {
-            let met = crate::idstr::Idstr::from(name).to_string();
-            let kind =
-                ErrorKind::Malformed { what: "name of a subsection", met, expected: vmsd.vmsd_name.clone() };
+            let (met, expected) = (Idstr::from(name).to_string(), shown(&vmsd.vmsd_name));
+            let kind = ErrorKind::Malformed { what: "name of a subsection", met, expected };
             return Err(Error::at(at, kind));
         }
         let version_id = self.cursor.be32()?;

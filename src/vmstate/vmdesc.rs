@@ -210,7 +210,12 @@ impl Vmsd {
                 self.fields = map.next_value()?;
                 self.has_fields = true;
             }
-            "subsections" => self.subsections = map.next_value()?,
+            "subsections" => {
+                self.subsections = map.next_value()?;
+                if self.subsections.iter().any(|subsection| subsection.vmsd_name.is_empty()) {
+                    return Err(serde::de::Error::missing_field("vmsd_name"));
+                }
+            }
             _ => drop(map.next_value::<IgnoredAny>()?),
         }
         Ok(())
