@@ -100,6 +100,9 @@ pub(crate) mod limit {
     /// Bytes of the description. 57 real ones had 1.4 kB to 102 kB; 4096
     /// vCPUs make about 40 MB. Parsed, it takes up to eight times its length.
     pub(crate) const VMDESC_LEN: u64 = 64 << 20;
+    /// Bytes of a name in the description. QEMU's are C expressions of up to
+    /// 60 or so; each element of an array repeats those of its fields in JSON.
+    pub(crate) const DESC_NAME_LEN: usize = 256;
     /// Nested descriptions inside a device; the deepest seen is 5. Bounds the
     /// stack that decoding takes.
     pub(crate) const VMSD_DEPTH: usize = 32;

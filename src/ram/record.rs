@@ -280,18 +280,18 @@ fn refused_flags(flags: u64) -> ErrorKind {
 /// Finds the target page size by trial at the first data page.
 ///
 /// `at` stands at the page's first byte. A size is plausible if RAM records
-/// follow each other where it says. `hint` is tried first, then the sizes
-/// that QEMU's targets have, the usual ones first. `None` if no size fits, as
-/// when the stream is cut or damaged right here.
+/// follow each other where it says. `hint` is tried first, then all sizes, the
+/// smallest first: one that is too small ends inside the page, where no record
+/// is, but one that is too large may end between two later ones. `None` if no
+/// size fits, as when the stream is cut or damaged right here.
 fn infer_page_size(
     at: Cursor<'_>,
     block: BlockId,
     list: &BlockList,
     hint: TargetPageSize,
 ) -> Option<TargetPageSize> {
-    const BITS: [u32; 9] = [12, 13, 14, 16, 10, 15, 11, 9, 8];
     std::iter::once(hint)
-        .chain(BITS.into_iter().filter_map(TargetPageSize::from_bits))
+        .chain((8..=16).filter_map(TargetPageSize::from_bits))
         .find(|size| is_plausible(at, block, list, *size))
 }
 
@@ -311,7 +311,11 @@ fn is_plausible(mut at: Cursor<'_>, block: BlockId, list: &BlockList, size: Targ
         skip = match flags & !ram_flag::CONTINUE {
             ram_flag::PAGE => size.bytes(),
             ram_flag::ZERO => 1,
-            ram_flag::EOS => return word == ram_flag::EOS,
+            // Then comes a footer, or without footers the next record.
+            ram_flag::EOS => {
+                let next = at.peek();
+                return word == ram_flag::EOS && next.is_none_or(|byte| matches!(byte, 0..=4 | 8 | 0x7e));
+            }
             _ => return false,
         };
         if flags & ram_flag::CONTINUE == 0 {

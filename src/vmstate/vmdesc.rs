@@ -20,6 +20,7 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use crate::vmstate::field::FieldType;
+use crate::wire::limit;
 
 /// The whole description.
 #[derive(Clone, Debug)]
@@ -200,11 +201,25 @@ impl<'de> Deserialize<'de> for InstanceId {
     }
 }
 
+/// A name of bounded length.
+struct Name(String);
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        if name.len() > limit::DESC_NAME_LEN {
+            let why = format!("a name of {} bytes, expected at most {}", name.len(), limit::DESC_NAME_LEN);
+            return Err(serde::de::Error::custom(why));
+        }
+        Ok(Self(name))
+    }
+}
+
 impl Vmsd {
     /// Takes the value of one key of an object that describes a structure.
     fn take_key<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
         match key {
-            "vmsd_name" => self.vmsd_name = map.next_value()?,
+            "vmsd_name" => self.vmsd_name = map.next_value::<Name>()?.0,
             "version" => self.version = map.next_value()?,
             "fields" => {
                 self.fields = map.next_value()?;
@@ -255,7 +270,7 @@ deserialize_object!(
     FieldParts::default(),
     |this, key, map| {
         match key {
-            "name" => this.name = Some(map.next_value()?),
+            "name" => this.name = Some(map.next_value::<Name>()?.0),
             "array_len" => this.array_len = Some(map.next_value()?),
             "index" => this.index = Some(map.next_value()?),
             "type" => this.type_name = Some(map.next_value()?),

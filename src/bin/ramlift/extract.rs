@@ -82,7 +82,7 @@ fn extract(args: &ExtractArgs) -> Result<Exit, Failure> {
     .map_err(Failure::input(path))?;
     let blocks = choose_blocks(path, &stream, &args.blocks)?;
     let target = args.output.clone().map_or_else(|| default_target(path), Ok)?;
-    let mut staging = Staging::new(&target, args.force)?;
+    let mut staging = Staging::new(&target, args.force, path)?;
     let images = write_images(&mut staging, &stream, &blocks, bar)?;
     let mut warnings = info::warnings(&stream);
     warnings.extend(write_state(&mut staging, &stream)?);

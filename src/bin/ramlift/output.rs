@@ -7,7 +7,7 @@
 
 use std::fs;
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use ramlift::create_new;
@@ -20,19 +20,22 @@ pub(crate) struct Staging {
     target: PathBuf,
     is_new: bool,
     may_replace: bool,
+    /// The stream that is read: never to be replaced.
+    input: PathBuf,
     temporary: TempDir,
     files: Vec<PathBuf>,
 }
 
 impl Staging {
-    /// Prepares to write files into `target`.
+    /// Prepares to write what comes out of `input` into `target`.
     ///
     /// A directory that does not exist appears whole at the end. In one that
     /// does, files appear at the end, each whole; if there is anything in it,
     /// only with `may_replace`.
-    pub(crate) fn new(target: &Path, may_replace: bool) -> Result<Self, Failure> {
-        let fail = Failure::file(target);
-        let is_new = match fs::read_dir(target) {
+    pub(crate) fn new(target: &Path, may_replace: bool, input: &Path) -> Result<Self, Failure> {
+        // Without the `.` components, which have no parent.
+        let target: PathBuf = target.components().collect();
+        let is_new = match fs::read_dir(&target) {
             Ok(mut entries) => {
                 if !may_replace && entries.next().is_some() {
                     let text = format!(
@@ -44,20 +47,22 @@ impl Staging {
                 false
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => true,
-            Err(error) => return Err(fail(error)),
+            Err(error) => return Err(Failure::file(&target)(error)),
         };
-        let place = if is_new { parent(target) } else { target.to_owned() };
-        if is_new {
-            fs::create_dir_all(&place).map_err(Failure::file(&place))?;
-        }
         // On the same file system as its target, so that the moves at the end
-        // are renames. The directory is its owner's alone, as the files are.
+        // are renames: in it, or in the nearest directory above that is there.
+        let place = if is_new {
+            target.ancestors().skip(1).find(|above| above.is_dir()).unwrap_or(Path::new("."))
+        } else {
+            &target
+        };
+        // The directory is its owner's alone, as the files are.
         let temporary = tempfile::Builder::new()
             .prefix(".ramlift-incomplete-")
             .permissions(fs::Permissions::from_mode(0o700))
-            .tempdir_in(&place)
-            .map_err(Failure::file(&place))?;
-        Ok(Self { target: target.to_owned(), is_new, may_replace, temporary, files: Vec::new() })
+            .tempdir_in(place)
+            .map_err(Failure::file(place))?;
+        Ok(Self { target, is_new, may_replace, input: input.to_owned(), temporary, files: Vec::new() })
     }
 
     /// Where to write the file that will be `relative` in the target. Makes
@@ -106,12 +111,12 @@ impl Staging {
         for relative in &self.files {
             let target = self.target.join(relative);
             make_directories(&self.target, relative).map_err(Failure::file(&target))?;
-            if target.is_dir() {
-                return Err(Failure::Other(format!(
-                    "{}: is in the way: it is a directory",
-                    target.display()
-                )));
-            }
+            let in_the_way = match target.symlink_metadata() {
+                Ok(metadata) if metadata.is_dir() => "a directory",
+                Ok(metadata) if self.is_input(&metadata) => "the stream that is being read",
+                _ => continue,
+            };
+            return Err(Failure::Other(format!("{}: in the way is {in_the_way}", target.display())));
         }
         for relative in &self.files {
             let target = self.target.join(relative);
@@ -120,8 +125,15 @@ impl Staging {
         Ok(())
     }
 
+    /// Whether a file is the input, by whatever name.
+    fn is_input(&self, file: &fs::Metadata) -> bool {
+        self.input.metadata().is_ok_and(|input| (input.dev(), input.ino()) == (file.dev(), file.ino()))
+    }
+
     fn commit_directory(self) -> Result<(), Failure> {
         use rustix::fs::{CWD, RenameFlags, renameat_with};
+        let above = parent(&self.target);
+        fs::create_dir_all(&above).map_err(Failure::file(&above))?;
         let from = self.temporary.path();
         // Nobody's directory that appeared meanwhile is replaced. Where the
         // file system cannot promise that, a rename fails on all but an empty
