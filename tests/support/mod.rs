@@ -1,0 +1,18 @@
+//! What the tests share: a writer of streams, a naive reader, and a way to run
+//! the command.
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "each test file uses a part of this, and a test may fail by panicking"
+)]
+
+pub mod cli;
+pub mod naive;
+pub mod synth;
