@@ -1,7 +1,8 @@
 """The x86 guest: a 64 KiB BIOS image of our own, put together byte by byte.
 
 It enters protected mode, fills two pages of three from 1 MiB up (every dword is
-its own address, the third page stays zero) and then runs rounds for ever:
+its page's address, so that the stream packs well; the third page stays zero) and
+then runs rounds for ever:
 
 * every fifth page gets the number of the round at offset COUNTER;
 * every seventh page is rewritten as a whole, with zeros or with its address.
@@ -18,7 +19,7 @@ IMAGE_BYTES = 0x10000
 SEGMENT_BASE = 0xF0000  # where the image is seen below 1 MiB
 FILL_START = 0x100000
 PAGE = 0x1000
-COUNTER = 0x40  # offset in the page of the round number
+COUNTER = 0  # offset in the page of the round number
 TOGGLE_START = FILL_START + 3 * PAGE
 
 GDT_OFFSET = 0x40
@@ -78,7 +79,9 @@ def _protected_mode(ram_bytes: int) -> bytes:
             "fill_pair:",
             b"\xb9" + _u32(2 * PAGE // 4),  # mov ecx, dwords of two pages
             "fill_dword:",
-            b"\x89\x3f",  # mov [edi], edi
+            b"\x89\xf8",  # mov eax, edi
+            b"\x25" + _u32(-PAGE & 0xFFFFFFFF),  # and eax, -PAGE
+            b"\x89\x07",  # mov [edi], eax
             b"\x83\xc7\x04",  # add edi, 4
             (b"\xe2", "fill_dword"),  # loop fill_dword
             b"\x81\xc7" + _u32(PAGE),  # add edi, PAGE

@@ -135,9 +135,10 @@ TRICORE = Board(
 # order in the stream is not that of their addresses.
 NODES = (Backend("n0", 0.25), Backend("n1", 0.75))
 
+# Network cards without their option ROM, which would be others' code in the stream.
 VIRTIO = (
     "-netdev", "user,id=net0",
-    "-device", "virtio-net-pci,netdev=net0",
+    "-device", "virtio-net-pci,netdev=net0,romfile=",
     "-drive", f"if=none,id=disk0,format=raw,file={DISK}",
     "-device", "virtio-blk-pci,drive=disk0",
     "-device", "virtio-rng-pci",
@@ -156,7 +157,7 @@ USB = (
     "-drive", f"if=none,id=stick,format=raw,file={DISK}",
     "-device", "usb-storage,bus=xhci.0,drive=stick",
 )  # fmt: skip
-SLIRP = ("-netdev", "user,id=net0", "-device", "e1000,netdev=net0")
+SLIRP = ("-netdev", "user,id=net0", "-device", "e1000,netdev=net0,romfile=")
 UUID = ("-uuid", "5c1f0a52-93d1-4f0e-8a3b-2f6d7e904b11")
 
 ROWS = (

@@ -60,7 +60,7 @@ def _wait_for_guest(row: Row, size: int, directory: Path) -> None:
     deadline = Deadline(WAIT_SECONDS)
     with open(directory / command.backend_file(first), "rb") as file:
         with mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ) as ram:
-            # Zero before the fill, then the word's own address, then the count.
+            # Zero before the fill, then the page's address, then the count.
             while True:
                 count = int.from_bytes(ram[at : at + 4], "little")
                 if count != at and count >= GUEST_ROUNDS:
