@@ -7,6 +7,7 @@ host       where QEMU runs: its binaries, its root directory, what they offer
 process    one running QEMU and its QMP connection
 scenario   what is done with it until the stream is complete
 truth      what its RAM held at that instant
+script     QEMU's own reader of streams, to compare with
 """
 
 

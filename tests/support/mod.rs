@@ -1,5 +1,5 @@
-//! What the tests share: a writer of streams, a naive reader, and a way to run
-//! the command.
+//! What the tests share: a writer of streams, a naive reader, the real
+//! streams, and a way to run the command.
 
 #![allow(
     dead_code,
@@ -14,5 +14,6 @@
 )]
 
 pub mod cli;
+pub mod fixtures;
 pub mod naive;
 pub mod synth;

@@ -1,0 +1,33 @@
+//! The real streams of `tests/data`.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+/// The path of a file of `tests/data`.
+pub fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+/// A JSON file of `tests/data`.
+pub fn read_json(name: &str) -> Value {
+    serde_json::from_slice(&fs::read(data(name)).unwrap()).unwrap()
+}
+
+/// A stream by its name in `tests/data/manifest.json`, unpacked.
+pub fn unpack(name: &str) -> Vec<u8> {
+    let manifest = read_json("manifest.json");
+    let file = manifest[name]["file"].as_str().unwrap_or_else(|| panic!("no stream {name}"));
+    let packed = fs::read(data(file)).unwrap();
+    if !file.ends_with(".zst") {
+        return packed;
+    }
+    let mut decoder = zstd::Decoder::new(packed.as_slice()).unwrap();
+    // The streams are packed with a window of 128 MiB.
+    decoder.window_log_max(27).unwrap();
+    let mut stream = Vec::new();
+    decoder.read_to_end(&mut stream).unwrap();
+    stream
+}
