@@ -11,7 +11,7 @@ use std::path::Path;
 use indexmap::IndexMap;
 use ramlift::{
     BlockFiles, BlockId, BlockOffset, Device, Input, Page, Progress, Ram, Section, SectionType, State,
-    Stream, Value, scatter,
+    Stream, Value, image_len, scatter,
 };
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::ser::{Formatter, PrettyFormatter};
@@ -32,11 +32,7 @@ pub(crate) fn run(args: &AnalyzeArgs) -> Result<Exit, Failure> {
         print(&DescText::of(path, text)?)?;
         return Ok(Exit::Complete);
     }
-    let bar = progress::is_visible(false);
-    let stream = progress::watch(bar, "indexing", input.bytes().len() as u64, |progress| {
-        Stream::parse_with(input.bytes(), progress)
-    })
-    .map_err(Failure::input(path))?;
+    let stream = progress::index(&input, progress::is_visible(false))?;
     for warning in crate::info::warnings(&stream) {
         terminal::say(format_args!("warning: {warning}"));
     }
@@ -86,9 +82,12 @@ fn write_images(staging: &mut Staging, ram: &Ram<'_>) -> Result<(), Failure> {
     for (id, block, _) in ram.blocks() {
         files.push((id, staging.file(&paths.assign(&block.idstr))?));
     }
-    let sink = BlockFiles::create(ram, files)?;
-    scatter(ram, &blocks, &sink, &Progress::new())?;
-    Ok(())
+    let write = |progress: &Progress| {
+        let sink = BlockFiles::create(ram, files)?;
+        scatter(ram, &blocks, &sink, progress)
+    };
+    let done = progress::watch(progress::is_visible(false), "writing", image_len(ram, &blocks), write);
+    done.map_err(|error| Failure::Other(staging.shown(&Failure::from(error).to_string())))
 }
 
 /// The description as Python reads and writes it: of a key that stands in an

@@ -3,11 +3,11 @@
 use std::io::Write;
 use std::path::Path;
 
-use ramlift::{Description, Input, Stream};
+use ramlift::{Description, ErrorKind, Input, Stream};
 
 use crate::args::DescArgs;
 use crate::exit::{Exit, Failure};
-use crate::terminal;
+use crate::{progress, terminal};
 
 /// Prints the description's text, byte for byte, and a line break.
 pub(crate) fn run(args: &DescArgs) -> Result<Exit, Failure> {
@@ -22,19 +22,16 @@ pub(crate) fn run(args: &DescArgs) -> Result<Exit, Failure> {
 /// The text of the description: the one the walk arrives at, or where the
 /// walk fails the one that the file ends with.
 pub(crate) fn find<'a>(path: &Path, input: &'a Input) -> Result<(&'a [u8], Exit), Failure> {
-    match Stream::parse(input.bytes()) {
-        Ok(stream) => text(path, &stream).map(|text| (text, Exit::Complete)),
-        Err(error) => {
-            // What is no stream at all has no description either.
-            let is_stream = !matches!(error.kind(), ramlift::ErrorKind::NotAStream { .. });
-            let last = Description::at_end_of(input.bytes()).filter(|_| is_stream);
-            let failure = Failure::input(path)(error);
-            let last = last.ok_or_else(|| Failure::Other(failure.to_string()))?;
-            terminal::say(format_args!("warning: {failure}"));
-            terminal::say(format_args!("warning: this is the description that the file ends with"));
-            Ok((last.text, Exit::Partial))
-        }
-    }
+    let failure = match progress::index(input, progress::is_visible(false)) {
+        Ok(stream) => return text(path, &stream).map(|text| (text, Exit::Complete)),
+        Err(failure) => failure,
+    };
+    // What is no stream at all has no description either.
+    let is_stream = !failure.is_of(|kind| matches!(kind, ErrorKind::NotAStream { .. }));
+    let Some(last) = Description::at_end_of(input.bytes()).filter(|_| is_stream) else { return Err(failure) };
+    terminal::say(format_args!("warning: {failure}"));
+    terminal::say(format_args!("warning: this is the description that the file ends with"));
+    Ok((last.text, Exit::Partial))
 }
 
 /// The text of a stream's description, or the failure that there is none.

@@ -4,6 +4,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+/// The exit code after a signal, as shells have it for an interrupt.
+pub(crate) const INTERRUPTED: i32 = 130;
+
 /// The exit codes: part of the public interface.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Exit {
@@ -67,6 +70,11 @@ impl Failure {
     /// A failure to write to the file `path`.
     pub(crate) fn file(path: &Path) -> impl Fn(std::io::Error) -> Self + '_ {
         move |error| Self::Other(format!("{}: {error}", path.display()))
+    }
+
+    /// Whether it is the input's fault, of a certain kind.
+    pub(crate) fn is_of(&self, wanted: impl Fn(&ramlift::ErrorKind) -> bool) -> bool {
+        matches!(self, Self::Input { error, .. } if wanted(error.kind()))
     }
 
     /// Says it on standard error.

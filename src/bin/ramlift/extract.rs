@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use ramlift::{BlockFiles, BlockId, Device, Input, Ram, Stream, image_len, scatter};
+use ramlift::{BlockFiles, BlockId, Device, Input, Progress, Ram, Stream, image_len, scatter};
 use serde::Serialize;
 
 use crate::args::ExtractArgs;
@@ -76,13 +76,11 @@ fn extract(args: &ExtractArgs) -> Result<Exit, Failure> {
     let path = &args.stream;
     let input = Input::open(path).map_err(Failure::input(path))?;
     let bar = progress::is_visible(args.quiet);
-    let stream = progress::watch(bar, "indexing", input.bytes().len() as u64, |progress| {
-        Stream::parse_with(input.bytes(), progress)
-    })
-    .map_err(Failure::input(path))?;
+    let stream = progress::index(&input, bar)?;
     let blocks = choose_blocks(path, &stream, &args.blocks)?;
     let target = args.output.clone().map_or_else(|| default_target(path), Ok)?;
     let mut staging = Staging::new(&target, args.force, path)?;
+    name_earlier_files(&mut staging);
     let images = write_images(&mut staging, &stream, &blocks, bar)?;
     let mut warnings = info::warnings(&stream);
     warnings.extend(write_state(&mut staging, &stream)?);
@@ -141,6 +139,18 @@ fn choose_blocks(path: &Path, stream: &Stream<'_>, names: &[String]) -> Result<V
     Ok(ram.blocks().filter(|(_, block, _)| is_chosen(block)).map(|(id, ..)| id).collect())
 }
 
+/// Names the files of an extraction that was there before, by its manifest:
+/// two streams' files must not be mixed.
+fn name_earlier_files(staging: &mut Staging) {
+    let Some(manifest) = staging.read_earlier(MANIFEST) else { return };
+    let Ok(manifest) = serde_json::from_slice::<serde_json::Value>(&manifest) else { return };
+    let blocks = manifest.get("blocks").and_then(serde_json::Value::as_array);
+    for file in blocks.into_iter().flatten().filter_map(|block| block.get("file")?.as_str()) {
+        staging.replaces(file);
+    }
+    staging.replaces(DESC);
+}
+
 /// Writes the images of `blocks`. Gives the path of each, in the same order;
 /// none where the stream has no page of it.
 fn write_images(
@@ -164,10 +174,12 @@ fn write_images(
         images.push(name.cloned());
     }
     let written: Vec<BlockId> = files.iter().map(|(id, _)| *id).collect();
-    let sink = BlockFiles::create(ram, files)?;
-    progress::watch(bar, "writing", image_len(ram, &written), |progress| {
+    let write = |progress: &Progress| {
+        let sink = BlockFiles::create(ram, files)?;
         scatter(ram, &written, &sink, progress)
-    })?;
+    };
+    let done = progress::watch(bar, "writing", image_len(ram, &written), write);
+    done.map_err(|error| Failure::Other(staging.shown(&Failure::from(error).to_string())))?;
     Ok(images)
 }
 

@@ -86,11 +86,7 @@ struct DescriptionReport {
 
 pub(crate) fn run(args: &InfoArgs) -> Result<Exit, Failure> {
     let input = Input::open(&args.stream).map_err(Failure::input(&args.stream))?;
-    let stream =
-        progress::watch(progress::is_visible(false), "indexing", input.bytes().len() as u64, |progress| {
-            Stream::parse_with(input.bytes(), progress)
-        });
-    let stream = stream.map_err(Failure::input(&args.stream))?;
+    let stream = progress::index(&input, progress::is_visible(false))?;
     let report = report(&args.stream, &input, &stream);
     if args.json {
         terminal::print_json(&report)?;

@@ -29,6 +29,7 @@ fn main() -> std::process::ExitCode {
             return if is_answer { Exit::Complete } else { Exit::Usage }.into();
         }
     };
+    output::clean_up_on_signals();
     let outcome = match &cli.command {
         Command::Info(args) => info::run(args),
         Command::Extract(args) => extract::run(args),

@@ -9,11 +9,32 @@ use std::fs;
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ramlift::create_new;
 use tempfile::TempDir;
 
 use crate::exit::Failure;
+
+/// The staging directory that a signal has to remove.
+static STAGED: Mutex<Option<PathBuf>> = Mutex::new(None);
+
+fn staged() -> MutexGuard<'static, Option<PathBuf>> {
+    STAGED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Makes a signal (hang-up, interrupt, terminate) remove what is half written.
+/// One that comes while files are moved to their places waits until they are.
+pub(crate) fn clean_up_on_signals() {
+    // If the handler cannot be set, a signal leaves a directory behind whose
+    // name tells what it is.
+    let _ = ctrlc::set_handler(|| {
+        if let Some(path) = staged().take() {
+            let _ = fs::remove_dir_all(path);
+        }
+        std::process::exit(crate::exit::INTERRUPTED);
+    });
+}
 
 /// A directory being written.
 pub(crate) struct Staging {
@@ -24,6 +45,8 @@ pub(crate) struct Staging {
     input: PathBuf,
     temporary: TempDir,
     files: Vec<PathBuf>,
+    /// Files of an earlier output, to be removed if they are not replaced.
+    stale: Vec<PathBuf>,
 }
 
 impl Staging {
@@ -62,7 +85,9 @@ impl Staging {
             .permissions(fs::Permissions::from_mode(0o700))
             .tempdir_in(place)
             .map_err(Failure::file(place))?;
-        Ok(Self { target, is_new, may_replace, input: input.to_owned(), temporary, files: Vec::new() })
+        *staged() = Some(temporary.path().to_owned());
+        let (files, stale) = (Vec::new(), Vec::new());
+        Ok(Self { target, is_new, may_replace, input: input.to_owned(), temporary, files, stale })
     }
 
     /// Where to write the file that will be `relative` in the target. Makes
@@ -102,8 +127,34 @@ impl Staging {
         write().map_err(Failure::file(&self.target.join(relative)))
     }
 
+    /// The path that a file given out has in the end, for messages: `text`
+    /// with the staging directory's name replaced.
+    pub(crate) fn shown(&self, text: &str) -> String {
+        text.replace(&*self.temporary.path().to_string_lossy(), &self.target.to_string_lossy())
+    }
+
+    /// The content of a file that the target has of an earlier output.
+    pub(crate) fn read_earlier(&self, relative: &str) -> Option<Vec<u8>> {
+        if self.is_new { None } else { fs::read(self.target.join(relative)).ok() }
+    }
+
+    /// Names a file of an earlier output: it goes unless this one has it too.
+    pub(crate) fn replaces(&mut self, relative: &str) {
+        let relative = Path::new(relative);
+        if relative.components().all(|component| matches!(component, Component::Normal(_))) {
+            self.stale.push(relative.to_owned());
+        }
+    }
+
     /// Moves everything to its place.
     pub(crate) fn commit(self) -> Result<(), Failure> {
+        let mut staged = staged();
+        self.move_all()?;
+        *staged = None;
+        Ok(())
+    }
+
+    fn move_all(self) -> Result<(), Failure> {
         if self.is_new {
             return self.commit_directory();
         }
@@ -121,6 +172,27 @@ impl Staging {
         for relative in &self.files {
             let target = self.target.join(relative);
             fs::rename(self.temporary.path().join(relative), &target).map_err(Failure::file(&target))?;
+        }
+        for relative in self.stale.iter().filter(|relative| !self.files.contains(relative)) {
+            self.remove(relative)?;
+        }
+        Ok(())
+    }
+
+    /// Removes a file of an earlier output, through no symlink, and the
+    /// directories that it leaves empty.
+    fn remove(&self, relative: &Path) -> Result<(), Failure> {
+        let target = self.target.join(relative);
+        let is_real = make_directories(&self.target, relative).is_ok();
+        match target.symlink_metadata() {
+            Ok(metadata) if is_real && metadata.is_file() && !self.is_input(&metadata) => {
+                fs::remove_file(&target).map_err(Failure::file(&target))?;
+            }
+            _ => {}
+        }
+        for directory in relative.ancestors().skip(1).filter(|above| *above != Path::new("")) {
+            // Fails on one that is not empty, as it should.
+            let _ = fs::remove_dir(self.target.join(directory));
         }
         Ok(())
     }

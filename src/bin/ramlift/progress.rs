@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use ramlift::Progress;
+use ramlift::{Input, Progress, Stream};
+
+use crate::exit::Failure;
 
 /// How often the bar is drawn anew.
 const TICK: Duration = Duration::from_millis(100);
@@ -44,6 +46,13 @@ pub(crate) fn watch<T>(
         bar.finish_and_clear();
         done
     })
+}
+
+/// Walks the stream in `input`, with a bar if it is to be seen.
+pub(crate) fn index(input: &Input, is_visible: bool) -> Result<Stream<'_>, Failure> {
+    let bytes = input.bytes();
+    watch(is_visible, "indexing", bytes.len() as u64, |progress| Stream::parse_with(bytes, progress))
+        .map_err(Failure::input(input.path()))
 }
 
 fn style() -> ProgressStyle {

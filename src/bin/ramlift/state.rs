@@ -8,7 +8,7 @@ use wildmatch::WildMatch;
 
 use crate::args::StateArgs;
 use crate::exit::{Exit, Failure};
-use crate::terminal;
+use crate::{progress, terminal};
 
 /// Writes `devices` as `state` prints them, and `state.json` has them: JSON,
 /// each device on a line of its own. Gives the failures of those that could
@@ -28,7 +28,9 @@ pub(crate) fn write_report(
     write!(out, "\"devices\": [")?;
     let mut failures = Vec::new();
     let mut separator = "\n";
-    for batch in devices.chunks(rayon::current_num_threads() * DEVICES_PER_THREAD) {
+    let mut waiting = devices;
+    while !waiting.is_empty() {
+        let batch = waiting.split_off(..batch_len(waiting)).unwrap_or_default();
         let lines: Vec<_> = batch.par_iter().map(|device| line(*device)).collect();
         for line in lines {
             let (text, failure) = line?;
@@ -42,8 +44,21 @@ pub(crate) fn write_report(
     Ok(failures)
 }
 
-/// How many devices a thread decodes before what it made is written.
-const DEVICES_PER_THREAD: usize = 8;
+/// Bytes of bodies that are decoded before what came out is written.
+const BATCH_LEN: u64 = 1 << 20;
+
+/// How many devices are decoded together at most.
+const BATCH_DEVICES: usize = 256;
+
+/// How many of the next devices are decoded together: at least one.
+fn batch_len(devices: &[Device<'_>]) -> usize {
+    let mut len = 0;
+    let fitting = devices.iter().take(BATCH_DEVICES).take_while(|device| {
+        len += device.section.body_len();
+        len <= BATCH_LEN
+    });
+    fitting.count().max(1)
+}
 
 /// A device as a line of JSON, and why it could not be decoded.
 fn line(device: Device<'_>) -> io::Result<(Vec<u8>, Option<Error>)> {
@@ -54,7 +69,7 @@ fn line(device: Device<'_>) -> io::Result<(Vec<u8>, Option<Error>)> {
 
 pub(crate) fn run(args: &StateArgs) -> Result<Exit, Failure> {
     let input = Input::open(&args.stream).map_err(Failure::input(&args.stream))?;
-    let stream = Stream::parse(input.bytes()).map_err(Failure::input(&args.stream))?;
+    let stream = progress::index(&input, progress::is_visible(false))?;
     let devices = choose(&stream, &args.devices)?;
     let mut out = terminal::stdout();
     let failures = write_report(&mut out, &stream, &devices).map_err(Failure::stdout)?;
