@@ -2,8 +2,8 @@
 //! devices.
 //!
 //! Streams are synthetic, one block, the shapes that `docs/performance.md`
-//! names: `data` (one ascending pass of data pages), `half` (every second run
-//! of pages zero), `passes` (three passes, the later ones sparse).
+//! names: `data` (one ascending pass of data pages), `half` (half of the
+//! pages zero, in runs), `passes` (three passes, the later ones sparse).
 
 #![allow(missing_docs, reason = "criterion's macros make functions without any")]
 #![expect(clippy::unwrap_used, reason = "a bench that fails has nothing to measure")]

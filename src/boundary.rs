@@ -8,8 +8,11 @@
 //! count only if what must follow does follow: the footer, where there are
 //! footers, and then a record. Two headers that fit are no accident.
 //!
-//! Every scan begins where the one before ended, so all of them together read
-//! the input once.
+//! A scan begins where the one before ended, and goes no further than the end
+//! it finds, or a bounded length beyond: all of them together take time in
+//! proportion to the input.
+
+use std::cell::Cell;
 
 use memchr::memmem;
 
@@ -21,11 +24,18 @@ use crate::vmstate::DeviceDesc;
 use crate::vmstate::locate::Located;
 use crate::wire::record;
 
+/// How far the right footer is looked for before the first likely one counts,
+/// beyond four times the described length.
+const STRICT_SCAN_LEN: u64 = 1 << 20;
+
 /// What is known at a place in the stream that tells where a body can end.
 #[derive(Clone, Copy)]
 pub(crate) struct Boundaries<'w> {
     pub(crate) handlers: &'w Handlers,
     pub(crate) footers: Footers,
+    /// Bytes that layouts may still go over in vain: bodies that look like
+    /// theirs one behind the other would each be read up to the end.
+    pub(crate) vain_len: &'w Cell<u64>,
 }
 
 impl Boundaries<'_> {
@@ -67,16 +77,33 @@ impl Boundaries<'_> {
         let desc = located.map(|located| &located.desc);
         let device = desc.and_then(|desc| desc.device(nth, handler.idstr.as_bytes(), handler.instance_id));
         let next = desc.and_then(|desc| desc.devices.get(nth + 1));
-        let is_end = |end: &Cursor<'a>| self.is_section_end(*end, handler.section_id, next);
-        let known = [laid_out_end(handler, body), described_end(device, body)];
+        // At a place that is known by itself any record will do: the device
+        // described next may be missing.
+        let is_end = |end: &Cursor<'a>| {
+            self.is_section_end(*end, handler.section_id, next)
+                || self.is_section_end(*end, handler.section_id, None)
+        };
+        let laid_out = self.laid_out_end(handler, body).filter(is_end);
+        let known = laid_out.or_else(|| described_end(device, body).filter(is_end));
         known
-            .into_iter()
-            .flatten()
-            .find(is_end)
-            .or_else(|| self.scan_for_end(handler, body, next))
+            .or_else(|| self.scan_for_end(handler, body, device, next))
             // Without footers nothing but the end of all records ends the
             // last device, and the description tells where that is.
             .or_else(|| located.and_then(|located| end_at(body, located.eof)).filter(is_end))
+    }
+
+    fn laid_out_end<'a>(self, handler: &Handler, body: Cursor<'a>) -> Option<Cursor<'a>> {
+        let (layout, version) = layout_of(handler.idstr.as_bytes())?;
+        let mut end = body;
+        if version != handler.version_id || self.vain_len.get() == 0 {
+            return None;
+        }
+        if layout(SectionType::Full, &mut end).is_ok() {
+            return Some(end);
+        }
+        let gone = end.offset().0 - body.offset().0;
+        self.vain_len.set(self.vain_len.get().saturating_sub(gone));
+        None
     }
 
     /// Whether a section's body can end at `end`: its footer and then a
@@ -94,7 +121,9 @@ impl Boundaries<'_> {
     fn is_record(self, at: Cursor<'_>, next: Option<&DeviceDesc>) -> bool {
         let mut ahead = at;
         match ahead.u8() {
-            Ok(record::QEMU_VM_EOF) => matches!(ahead.peek(), None | Some(0 | record::QEMU_VM_VMDESCRIPTION)),
+            Ok(record::QEMU_VM_EOF) => {
+                next.is_none() && matches!(ahead.peek(), None | Some(0 | record::QEMU_VM_VMDESCRIPTION))
+            }
             Ok(record::QEMU_VM_COMMAND) => {
                 read_command(at.offset(), &mut ahead).is_ok_and(|command| command.name().is_some())
             }
@@ -120,6 +149,7 @@ impl Boundaries<'_> {
         self,
         handler: &Handler,
         body: Cursor<'a>,
+        device: Option<&DeviceDesc>,
         next: Option<&DeviceDesc>,
     ) -> Option<Cursor<'a>> {
         let found = if self.footers == Footers::Absent {
@@ -137,17 +167,17 @@ impl Boundaries<'_> {
             let ends = |at: &usize, next| {
                 moved(body, *at).is_some_and(|at| self.is_section_end(at, handler.section_id, next))
             };
-            // The described successor may itself be missing: any other
-            // likely device will do then.
-            memmem::find_iter(body.rest(), &footer).find(|at| ends(at, next) || ends(at, None))
+            // A body can hold bytes like its own footer, so what follows has
+            // to be the device described next. That may itself be missing:
+            // then any likely one will do, the first of them.
+            let described = device.and_then(DeviceDesc::described_len).unwrap_or(0);
+            let near = described.saturating_mul(4).saturating_add(STRICT_SCAN_LEN);
+            let mut hits = memmem::find_iter(body.rest(), &footer);
+            let strict = hits.by_ref().take_while(|at| *at as u64 <= near).find(|at| ends(at, next));
+            strict.or_else(|| memmem::find_iter(body.rest(), &footer).find(|at| ends(at, None)))
         };
         found.and_then(|at| moved(body, at))
     }
-}
-
-fn laid_out_end<'a>(handler: &Handler, mut body: Cursor<'a>) -> Option<Cursor<'a>> {
-    let (layout, version) = layout_of(handler.idstr.as_bytes())?;
-    (version == handler.version_id && layout(SectionType::Full, &mut body).is_ok()).then_some(body)
 }
 
 fn described_end<'a>(device: Option<&DeviceDesc>, mut body: Cursor<'a>) -> Option<Cursor<'a>> {
@@ -166,7 +196,8 @@ fn is_likely(handler: &Handler) -> bool {
     let idstr = handler.idstr.as_bytes();
     !idstr.is_empty()
         && idstr.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ')
-        && handler.version_id < 1 << 16
+        // The largest known is a date, 20061113: that of eeprom93xx.
+        && handler.version_id < 1 << 28
 }
 
 /// The cursor moved on by `len` bytes.

@@ -116,9 +116,6 @@ pub enum ErrorKind {
         /// QEMU's name for it.
         feature: String,
     },
-    /// The description is not what QEMU writes.
-    #[error("the stream's description is unusable")]
-    Description(#[source] serde_json::Error),
     /// A device and its description disagree.
     #[error("{why}")]
     Device {
@@ -190,7 +187,7 @@ impl Error {
                 "the stream is damaged here, or what stands before it was written by a QEMU this version does not know"
             }
             ErrorKind::Unsupported { .. } => {
-                "save the guest again without that capability, or use a newer ramlift"
+                "a newer ramlift may read it; QEMU itself can: start the same machine with -incoming, stop it, and migrate it to a file without that capability"
             }
             _ => return None,
         })

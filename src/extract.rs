@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Progress;
 use crate::ram::{PageRun, Ram, RunContent};
 use crate::units::{BlockId, BlockOffset, index};
@@ -221,9 +221,10 @@ impl BlockFiles {
         let mut paths: Vec<Option<PathBuf>> = ram.blocks().map(|_| None).collect();
         for (id, path) in files {
             let (Some(block), Some(slot)) = (ram.block(id), paths.get_mut(id.0)) else { continue };
-            create_new(&path)
-                .and_then(|file| file.set_len(block.used_length))
-                .map_err(|source| Error::io(&path, source))?;
+            create_new(&path).and_then(|file| file.set_len(block.used_length)).map_err(|source| {
+                let what = format!("RAM block \"{}\" of {:#x} bytes", block.idstr, block.used_length);
+                Error::at(block.offset, ErrorKind::Io { path: path.clone(), source }).inside(what)
+            })?;
             *slot = Some(path);
         }
         Ok(Self { paths, open: Mutex::default() })

@@ -87,6 +87,7 @@ mod stream;
 mod units;
 mod vmstate;
 mod walk;
+mod walked;
 mod wire;
 
 pub use error::{Error, ErrorKind, Result};
@@ -98,6 +99,7 @@ pub use json::{DeviceJson, StateJson};
 pub use progress::Progress;
 pub use ram::{BlockPages, Page, PageRecord, PageRun, PageSource, Ram, RamBlock, RecordContent, RunContent};
 pub use section::{Command, Handler, Section, SectionType};
-pub use stream::{Description, Device, Stream, Warning};
+pub use stream::{Device, Stream};
 pub use units::{BlockId, BlockOffset, StreamOffset, TargetPageSize};
 pub use vmstate::{DeviceDesc, Field, FieldDesc, FieldType, State, Subsection, TreeKey, Value, VmDesc, Vmsd};
+pub use walked::{Description, Warning};

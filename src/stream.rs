@@ -9,7 +9,6 @@
 //! and by many threads, from what it leaves.
 //!
 
-use std::fmt;
 use std::ops::Range;
 
 use crate::cursor::Cursor;
@@ -20,66 +19,13 @@ use crate::ram::{PageRecord, Ram};
 use crate::section::{Command, Handler, Section, SectionType};
 use crate::units::{StreamOffset, index};
 use crate::vmstate::decode::decode_body;
-use crate::vmstate::locate::{self, Located};
-use crate::vmstate::{DeviceDesc, State, VmDesc};
+use crate::vmstate::{DeviceDesc, State};
 use crate::walk::Walk;
+use crate::walked::{Description, Walked, Warning};
 
 /// A stream that has been walked: what it holds and where.
 #[derive(Debug)]
-pub struct Stream<'a> {
-    pub(crate) input: &'a [u8],
-    pub(crate) configuration: Option<Configuration>,
-    pub(crate) has_footers: bool,
-    pub(crate) sections: Vec<Section>,
-    pub(crate) commands: Vec<Command>,
-    pub(crate) ram: Option<Ram<'a>>,
-    pub(crate) description: Option<Description<'a>>,
-    pub(crate) end: StreamOffset,
-    pub(crate) warnings: Vec<Warning>,
-}
-
-/// The stream's own description of its devices.
-#[derive(Debug)]
-pub struct Description<'a> {
-    /// Where its text begins.
-    pub offset: StreamOffset,
-    /// The text, JSON, as QEMU wrote it.
-    pub text: &'a [u8],
-    /// What it says.
-    pub desc: VmDesc,
-}
-
-impl<'a> Description<'a> {
-    /// The description that `input` ends with, zero padding aside, found
-    /// without a walk: whether it is this stream's is not proven.
-    ///
-    /// For streams whose RAM cannot be read. `None` if there is none.
-    pub fn at_end_of(input: &'a [u8]) -> Option<Self> {
-        let Located { eof, text, desc } = locate::at_end(input)?;
-        let offset = eof.checked_add(locate::HEAD_LEN)?;
-        Some(Self { offset, text, desc })
-    }
-}
-
-/// Something that a user of the stream should know.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Warning {
-    /// Where in the stream, if it has a place there.
-    pub offset: Option<StreamOffset>,
-    /// What it is.
-    pub text: String,
-    /// Whether something that the stream should hold could not be had.
-    pub is_loss: bool,
-}
-
-impl fmt::Display for Warning {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.offset {
-            Some(at) => write!(f, "at {at}: {}", self.text),
-            None => f.write_str(&self.text),
-        }
-    }
-}
+pub struct Stream<'a>(Walked<'a>);
 
 /// A device: a FULL section and its description.
 #[derive(Clone, Copy, Debug)]
@@ -135,7 +81,7 @@ impl<'a> Stream<'a> {
                 // Pages were met whose size is not what was assumed, and
                 // records before them are indexed by the wrong size.
                 Some(size) if late_page_size.is_none() => late_page_size = Some(size),
-                _ => return Ok(walk.finish()),
+                _ => return Ok(Self(walk.finish())),
             }
         }
     }
@@ -143,50 +89,51 @@ impl<'a> Stream<'a> {
     /// The configuration: machine type and what changes the layout. `None`
     /// for machine types up to 2.3.
     pub fn configuration(&self) -> Option<&Configuration> {
-        self.configuration.as_ref()
+        self.0.configuration.as_ref()
     }
 
     /// Whether sections end with footers.
     pub fn has_footers(&self) -> bool {
-        self.has_footers
+        self.0.has_footers
     }
 
     /// All sections, in the order of the stream.
     pub fn sections(&self) -> &[Section] {
-        &self.sections
+        &self.0.sections
     }
 
     /// All commands, in the order of the stream.
     pub fn commands(&self) -> &[Command] {
-        &self.commands
+        &self.0.commands
     }
 
     /// Guest RAM; `None` if the stream has no `ram` section.
     pub fn ram(&self) -> Option<&Ram<'a>> {
-        self.ram.as_ref()
+        self.0.ram.as_ref()
     }
 
     /// The description; `None` if there is none that can be used.
     pub fn description(&self) -> Option<&Description<'a>> {
-        self.description.as_ref()
+        self.0.description.as_ref()
     }
 
     /// Where the stream ends, its description included.
     pub fn end(&self) -> StreamOffset {
-        self.end
+        self.0.end
     }
 
     /// What was odd on the way.
     pub fn warnings(&self) -> &[Warning] {
-        &self.warnings
+        &self.0.warnings
     }
 
     /// The devices, in the order of the stream.
     pub fn devices(&self) -> impl Iterator<Item = Device<'_>> {
-        let full = self.sections.iter().filter(|section| section.kind == SectionType::Full);
+        let full = self.0.sections.iter().filter(|section| section.kind == SectionType::Full);
         full.enumerate().map(|(nth, section)| {
             let Handler { idstr, instance_id, .. } = &*section.handler;
             let desc = self
+                .0
                 .description
                 .as_ref()
                 .and_then(|found| found.desc.device(nth, idstr.as_bytes(), *instance_id));
@@ -198,12 +145,23 @@ impl<'a> Stream<'a> {
     /// was sent. Reads the stream again as it goes.
     pub fn page_records(&self) -> impl Iterator<Item = PageRecord> {
         let is_ram = |section: &&Section| section.handler.idstr == *"ram";
-        self.ram.iter().flat_map(move |ram| ram.records(self.sections.iter().filter(is_ram)))
+        self.0.ram.iter().flat_map(move |ram| ram.records(self.0.sections.iter().filter(is_ram)))
     }
 
     /// The body of a section, as it stands in the stream.
     pub fn body(&self, section: &Section) -> &'a [u8] {
-        byte_range(section).and_then(|range| self.input.get(range)).unwrap_or_default()
+        byte_range(section).and_then(|range| self.0.input.get(range)).unwrap_or_default()
+    }
+
+    /// The data of a command, as it stands in the stream.
+    pub fn command_data(&self, command: &Command) -> &'a [u8] {
+        // Behind type byte, command and length.
+        const HEAD_LEN: u64 = 5;
+        let range = || {
+            let start = index(command.offset.checked_add(HEAD_LEN)?.0)?;
+            Some(start..start.checked_add(command.len.into())?)
+        };
+        range().and_then(|range| self.0.input.get(range)).unwrap_or_default()
     }
 
     /// How many virtual CPUs the guest has, by their sections.
@@ -213,7 +171,7 @@ impl<'a> Stream<'a> {
         let count = |name: &str| {
             let is_one =
                 |section: &&Section| section.kind == SectionType::Full && section.handler.idstr == *name;
-            self.sections.iter().filter(is_one).count()
+            self.0.sections.iter().filter(is_one).count()
         };
         count("cpu").max(count("cpu_common"))
     }

@@ -8,6 +8,7 @@
 //!
 //! Source followed: QEMU `migration/savevm.c` (`qemu_loadvm_state_main`).
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use crate::body::layout_of;
@@ -15,13 +16,14 @@ use crate::boundary::Boundaries;
 use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::header::{Configuration, bounded, hex, read_configuration, read_magic};
+use crate::idstr::Idstr;
 use crate::progress::Progress;
 use crate::ram::{PageSizeHint, RamLayout, RamReader};
 use crate::section::{Command, Footers, Handler, Handlers, Section, SectionType, read_command};
-use crate::stream::{Description, Stream, Warning};
 use crate::units::{StreamOffset, TargetPageSize};
 use crate::vmstate::locate::{self, Located};
 use crate::vmstate::{DeviceDesc, VmDesc};
+use crate::walked::{Description, Walked, Warning};
 use crate::wire::{limit, record};
 
 pub(crate) struct Walk<'a, 'p> {
@@ -40,6 +42,7 @@ pub(crate) struct Walk<'a, 'p> {
     /// The description that bodies are measured by.
     located: Option<Located<'a>>,
     has_searched: bool,
+    vain_len: Cell<u64>,
     description: Option<Description<'a>>,
     warnings: Vec<Warning>,
 }
@@ -76,6 +79,7 @@ impl<'a, 'p> Walk<'a, 'p> {
             tail,
             located: None,
             has_searched: false,
+            vain_len: Cell::new(input.len() as u64),
             description: None,
             warnings: Vec::new(),
         })
@@ -109,7 +113,7 @@ impl<'a, 'p> Walk<'a, 'p> {
     }
 
     fn boundaries(&self) -> Boundaries<'_> {
-        Boundaries { handlers: &self.handlers, footers: self.footers }
+        Boundaries { handlers: &self.handlers, footers: self.footers, vain_len: &self.vain_len }
     }
 
     /// Where the walk is, for messages: behind which section.
@@ -273,11 +277,10 @@ impl<'a, 'p> Walk<'a, 'p> {
             // walk will tell.
             tail.or_else(|| locate::candidates(self.input, offset, fits).last())
         } else {
-            tail.filter(is_proven).or_else(|| {
-                let mut candidates = locate::candidates(self.input, offset, fits).peekable();
-                let first_one = candidates.peek().cloned();
-                candidates.find(is_proven).or(first_one)
-            })
+            // The nearest first: behind a stream there may be older ones.
+            let mut candidates = locate::candidates(self.input, offset, fits).peekable();
+            let first_one = candidates.peek().cloned();
+            candidates.find(is_proven).or(first_one).or(tail)
         };
     }
 
@@ -314,7 +317,10 @@ impl<'a, 'p> Walk<'a, 'p> {
             None => VmDesc::parse(text),
         };
         match desc {
-            Ok(desc) => self.description = Some(Description { offset, text, desc }),
+            Ok(desc) => {
+                self.warn_of_faults(offset, &desc);
+                self.description = Some(Description { offset, text, desc });
+            }
             Err(why) => {
                 let text =
                     format!("the stream's description is unusable: {why}; device state could not be decoded");
@@ -323,6 +329,20 @@ impl<'a, 'p> Walk<'a, 'p> {
             }
         }
         Ok(())
+    }
+
+    /// Says that descriptions of devices are not what QEMU writes.
+    fn warn_of_faults(&mut self, offset: StreamOffset, desc: &VmDesc) {
+        let mut faulty = desc.devices.iter().filter(|device| device.fault.is_some()).peekable();
+        if let Some(first) = faulty.peek().copied() {
+            let name = Idstr::from(first.name.as_str());
+            let text = format!(
+                "the descriptions of {} devices are unusable, the first that of \"{name}\": {}",
+                faulty.count(),
+                first.fault.as_deref().unwrap_or_default()
+            );
+            self.warn(Some(offset), text, true);
+        }
     }
 
     /// Says what stands behind the stream.
@@ -338,7 +358,16 @@ impl<'a, 'p> Walk<'a, 'p> {
     }
 
     /// What the walk has found.
-    pub(crate) fn finish(mut self) -> Stream<'a> {
+    pub(crate) fn finish(mut self) -> Walked<'a> {
+        let mut unknown = self.commands.iter().filter(|command| command.name().is_none()).peekable();
+        if let Some(first) = unknown.peek().copied() {
+            let text = format!(
+                "command {} and others, {} in all, that no known QEMU writes: passed over by their lengths",
+                first.command,
+                unknown.count()
+            );
+            self.warnings.push(Warning { offset: Some(first.offset), text, is_loss: false });
+        }
         let ram = self.ram.finish();
         if let (Some(ram), Some(description)) = (&ram, &self.description) {
             let described = description.desc.page_size;
@@ -351,7 +380,7 @@ impl<'a, 'p> Walk<'a, 'p> {
                 self.warnings.push(Warning { offset: Some(description.offset), text, is_loss: true });
             }
         }
-        Stream {
+        Walked {
             input: self.input,
             configuration: self.configuration,
             has_footers: self.footers == Footers::Present,

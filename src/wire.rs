@@ -103,6 +103,13 @@ pub(crate) mod limit {
     /// Bytes of a name in the description. QEMU's are C expressions of up to
     /// 60 or so; each element of an array repeats those of its fields in JSON.
     pub(crate) const DESC_NAME_LEN: usize = 256;
+    /// Devices in the description. Each takes some 200 bytes, whatever it says.
+    pub(crate) const DEVICES: usize = 1 << 18;
+    /// Bytes of names that a device's JSON may have for each byte of its body,
+    /// and beyond that. Names are repeated for each element of an array: real
+    /// devices have up to 40 for a byte.
+    pub(crate) const NAMES_PER_BYTE: u64 = 64;
+    pub(crate) const NAMES_LEN: u64 = 16 << 10;
     /// Nested descriptions inside a device; the deepest seen is 5. Bounds the
     /// stack that decoding takes.
     pub(crate) const VMSD_DEPTH: usize = 32;

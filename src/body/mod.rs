@@ -27,6 +27,41 @@ pub(crate) fn layout_of(idstr: &[u8]) -> Option<(Layout, u32)> {
     })
 }
 
+/// The words of a body that lists bytes, one for each page of 4 KiB:
+///
+/// ```text
+/// be64 address | counted   be64 count   count bytes
+/// be64 passing
+/// be64 ending                                         ends the body
+/// ```
+struct PageBytes {
+    /// What the words are called in messages, and what they can be.
+    what: &'static str,
+    expected: &'static str,
+    counted: u64,
+    passing: &'static [u64],
+    ending: &'static [u64],
+}
+
+impl PageBytes {
+    fn read(&self, cursor: &mut Cursor<'_>) -> Result<()> {
+        const FLAGS: u64 = 0xfff;
+        loop {
+            let at = cursor.offset();
+            let word = cursor.be64()?;
+            let flag = word & FLAGS;
+            if flag == self.counted {
+                let count = cursor.be64()?;
+                cursor.bytes(count)?;
+            } else if self.ending.contains(&flag) {
+                return Ok(());
+            } else if !self.passing.contains(&flag) {
+                return Err(unknown_flags(at, self.what, word, self.expected));
+            }
+        }
+    }
+}
+
 /// The failure of a word whose flags have no meaning.
 fn unknown_flags(at: StreamOffset, what: &'static str, word: u64, expected: &str) -> Error {
     Error::at(at, ErrorKind::Malformed { what, met: format!("{word:#x}"), expected: expected.to_owned() })

@@ -7,7 +7,7 @@
 //!
 //! Source followed: QEMU `hw/s390x/s390-skeys.c` (`s390_storage_keys_save`).
 
-use crate::body::unknown_flags;
+use crate::body::PageBytes;
 use crate::cursor::Cursor;
 use crate::error::Result;
 use crate::section::SectionType;
@@ -17,20 +17,16 @@ pub(super) const VERSION: u32 = 1;
 const EOS: u64 = 1;
 const SKEYS: u64 = 2;
 const ERROR: u64 = 4;
-const FLAGS: u64 = 0xfff;
+
+/// QEMU ends with ERROR when it could not read the keys.
+const WORDS: PageBytes = PageBytes {
+    what: "word of storage keys",
+    expected: "flag SKEYS, EOS or ERROR",
+    counted: SKEYS,
+    passing: &[],
+    ending: &[EOS, ERROR],
+};
 
 pub(super) fn read_body(_kind: SectionType, cursor: &mut Cursor<'_>) -> Result<()> {
-    loop {
-        let at = cursor.offset();
-        let word = cursor.be64()?;
-        match word & FLAGS {
-            SKEYS => {
-                let count = cursor.be64()?;
-                cursor.bytes(count)?;
-            }
-            // QEMU ends here too when it could not read the keys.
-            EOS | ERROR => return Ok(()),
-            _ => return Err(unknown_flags(at, "word of storage keys", word, "flag SKEYS, EOS or ERROR")),
-        }
-    }
+    WORDS.read(cursor)
 }

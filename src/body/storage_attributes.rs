@@ -10,7 +10,7 @@
 //!
 //! Source followed: QEMU `hw/s390x/s390-stattrib.c` (`cmma_save`, `cmma_load`).
 
-use crate::body::unknown_flags;
+use crate::body::PageBytes;
 use crate::cursor::Cursor;
 use crate::error::Result;
 use crate::section::SectionType;
@@ -21,27 +21,15 @@ const EOS: u64 = 1;
 const MORE: u64 = 2;
 const ERROR: u64 = 4;
 const DONE: u64 = 8;
-const FLAGS: u64 = 0xfff;
+
+const WORDS: PageBytes = PageBytes {
+    what: "word of storage attributes",
+    expected: "flag MORE, DONE, EOS or ERROR",
+    counted: MORE,
+    passing: &[DONE],
+    ending: &[EOS, ERROR],
+};
 
 pub(super) fn read_body(_kind: SectionType, cursor: &mut Cursor<'_>) -> Result<()> {
-    loop {
-        let at = cursor.offset();
-        let word = cursor.be64()?;
-        match word & FLAGS {
-            MORE => {
-                let count = cursor.be64()?;
-                cursor.bytes(count)?;
-            }
-            DONE => {}
-            EOS | ERROR => return Ok(()),
-            _ => {
-                return Err(unknown_flags(
-                    at,
-                    "word of storage attributes",
-                    word,
-                    "flag MORE, DONE, EOS or ERROR",
-                ));
-            }
-        }
-    }
+    WORDS.read(cursor)
 }

@@ -137,6 +137,10 @@ impl Choices {
 /// # Errors
 /// The failure of the likeliest reading, if none fits.
 pub(crate) fn decode_body<'a, 'd>(device: &'d DeviceDesc, body: Cursor<'a>) -> Result<State<'a, 'd>> {
+    if let Some(fault) = &device.fault {
+        let why = format!("the device's description is unusable: {fault}");
+        return Err(Error::at(body.offset(), device_error(why)));
+    }
     let mut choices = Choices::default();
     let mut first_failure = None;
     // Attempts share the elements of one, so that a large body gets few.
@@ -180,12 +184,23 @@ struct Decoder<'a, 'c> {
     /// Elements that may still come, and those of them without bytes.
     elements_left: u64,
     empty_left: u64,
+    /// Bytes of names that the JSON may still have.
+    names_left: u64,
 }
 
 impl<'a, 'c> Decoder<'a, 'c> {
     fn new(cursor: Cursor<'a>, choices: &'c mut Choices) -> Self {
-        let elements_left = limit::ELEMENTS;
-        Self { cursor, choices, depth: 0, elements_left, empty_left: limit::EMPTY_ELEMENTS }
+        Self {
+            cursor,
+            choices,
+            depth: 0,
+            elements_left: limit::ELEMENTS,
+            empty_left: limit::EMPTY_ELEMENTS,
+            names_left: cursor
+                .remaining()
+                .saturating_mul(limit::NAMES_PER_BYTE)
+                .saturating_add(limit::NAMES_LEN),
+        }
     }
 
     fn at_end(&self) -> Result<()> {
@@ -218,6 +233,7 @@ impl<'a, 'c> Decoder<'a, 'c> {
 
     /// Decodes neighbours of one name: a field, an array, or an array's parts.
     fn array<'d>(&mut self, parts: &'d [FieldDesc], fields: &mut Vec<Field<'a, 'd>>) -> Result<()> {
+        self.count_name(parts.first().map_or("", |part| &part.name))?;
         let reading = self.choices.reading_of(parts);
         for (nth, part) in parts.iter().enumerate() {
             // Counted even if it has no element: to look at it takes time.
@@ -233,6 +249,15 @@ impl<'a, 'c> Decoder<'a, 'c> {
             let marker = parts.iter().find(|part| part.kind.is_marker()).unwrap_or(last);
             fields.push(self.undescribed_null(marker)?);
         }
+        Ok(())
+    }
+
+    fn count_name(&mut self, name: &str) -> Result<()> {
+        let left = self.names_left.checked_sub(name.len() as u64);
+        self.names_left = left.ok_or_else(|| {
+            let why = "its fields' names take far more room than it does".to_owned();
+            Error::at(self.cursor.offset(), device_error(why))
+        })?;
         Ok(())
     }
 
@@ -357,6 +382,7 @@ impl<'a, 'c> Decoder<'a, 'c> {
             let kind = ErrorKind::Malformed { what: "name of a subsection", met, expected };
             return Err(Error::at(at, kind));
         }
+        self.count_name(&vmsd.vmsd_name)?;
         let version_id = self.cursor.be32()?;
         Ok(Subsection { version_id, state: self.vmsd(vmsd)? })
     }

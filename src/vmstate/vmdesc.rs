@@ -17,8 +17,11 @@
 
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
 
+use crate::idstr::Idstr;
 use crate::vmstate::field::FieldType;
 use crate::wire::limit;
 
@@ -41,6 +44,8 @@ pub struct DeviceDesc {
     /// Its fields and subsections. A device of the old style has the one
     /// field `data` and no `vmsd_name`.
     pub vmsd: Vmsd,
+    /// Why its description cannot be used; its fields are empty then.
+    pub fault: Option<String>,
 }
 
 /// A described structure: QEMU's `VMStateDescription` as it was saved.
@@ -103,8 +108,31 @@ impl VmDesc {
 impl DeviceDesc {
     /// The length of the body as the sizes add up; `None` past 2⁶⁴.
     pub(crate) fn described_len(&self) -> Option<u64> {
+        if self.fault.is_some() {
+            return None;
+        }
         self.vmsd.described_len()
     }
+
+    /// Reads one element of the list of devices. One that is faulty takes its
+    /// place all the same, by its name if it has one: the others do not depend
+    /// on it.
+    fn parse(text: &RawValue) -> Self {
+        serde_json::from_str(text.get()).unwrap_or_else(|why: serde_json::Error| {
+            let named: NamedDevice = serde_json::from_str(text.get()).unwrap_or_default();
+            let instance_id = named.instance_id.map_or(0, |id| id.0);
+            let fault = Some(Idstr::from(why.to_string().as_str()).to_string());
+            Self { name: named.name.unwrap_or_default(), instance_id, vmsd: Vmsd::default(), fault }
+        })
+    }
+}
+
+/// What can be known of a device whose description is faulty.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct NamedDevice {
+    name: Option<String>,
+    instance_id: Option<InstanceId>,
 }
 
 impl Vmsd {
@@ -153,7 +181,14 @@ deserialize_object!(
     |this, key, map| {
         match key {
             "page_size" => this.0 = Some(map.next_value()?),
-            "devices" => this.1 = Some(map.next_value()?),
+            "devices" => {
+                let texts: Vec<&'de RawValue> = map.next_value()?;
+                if texts.len() > limit::DEVICES {
+                    let why = format!("{} devices, expected at most {}", texts.len(), limit::DEVICES);
+                    return Err(serde::de::Error::custom(why));
+                }
+                this.1 = Some(texts.into_iter().map(DeviceDesc::parse).collect());
+            }
             _ => drop(map.next_value::<IgnoredAny>()?),
         }
     },
@@ -177,7 +212,8 @@ deserialize_object!(
         if !vmsd.has_fields {
             return Err("fields");
         }
-        Ok(DeviceDesc { name: name.ok_or("name")?, instance_id: instance_id.ok_or("instance_id")?, vmsd })
+        let (name, instance_id) = (name.ok_or("name")?, instance_id.ok_or("instance_id")?);
+        Ok(DeviceDesc { name, instance_id, vmsd, fault: None })
     }
 );
 
