@@ -590,3 +590,50 @@ fn the_same_stream_gives_the_same_files() {
         assert!(place.read(&format!("one/{file}")) == place.read(&format!("two/{file}")), "{file}");
     }
 }
+
+#[test]
+fn force_leaves_nothing_of_another_stream_behind() {
+    let place = Workplace::with(&small_stream().finish());
+    place.ramlift(&["extract", "stream", "-o", "out"]).expect_code(0);
+    std::fs::write(place.join("out/notes.txt"), "mine").unwrap();
+    let block = Block::new("other/ram", 0x1000);
+    let other = Synth::machine().ram(&[block], Records::new().fill("other/ram", 0, 0)).finish_undescribed();
+    std::fs::write(place.join("stream"), other).unwrap();
+    place.ramlift(&["extract", "stream", "-o", "out", "--force"]).expect_code(0);
+    let files = files_in(place.join("out"));
+    assert_eq!(files, ["manifest.json", "notes.txt", "other/ram", "state.json"]);
+}
+
+#[test]
+fn a_command_of_no_known_number_is_warned_of() {
+    let stream = Synth::machine().command(99, &[1, 2]).ram(&[], Records::new()).finish();
+    let output = Workplace::with(&stream).ramlift(&["info", "stream", "--json"]).expect_code(0);
+    assert!(output.json()["warnings"][0].as_str().unwrap().contains("99"), "{}", output.text());
+}
+
+#[test]
+fn a_signal_leaves_nothing_behind() {
+    // Enough RAM to be caught at it, whatever the machine.
+    let len = 256 << 20;
+    let mut records = Records::new().fill("main.ram", 0, 1);
+    for page in 1..len / 4096 {
+        records = records.next_fill(page * 4096, 1);
+    }
+    let place = Workplace::with(&Synth::machine().ram(&[Block::new("main.ram", len)], records).finish());
+    let mut child = std::process::Command::new(support::cli::binary())
+        .args(["extract", "stream", "-o", "out", "--quiet"])
+        .current_dir(place.path())
+        .spawn()
+        .unwrap();
+    while child.try_wait().unwrap().is_none() && entries_of(place.path()).len() < 2 {
+        std::thread::yield_now();
+    }
+    let pid = child.id().to_string();
+    std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap();
+    let code = child.wait().unwrap().code();
+    // A machine that was quicker than the signal has the whole output.
+    match code {
+        Some(130) => assert_eq!(entries_of(place.path()), ["stream"]),
+        _ => assert_eq!(code, Some(0)),
+    }
+}

@@ -830,3 +830,49 @@ fn hash_page_tables_end_by_their_own_layout() {
         .finish();
     assert_eq!(body_lens(&stream), [4, part.len() as u64, 12, 4]);
 }
+
+#[test]
+fn a_footer_before_zeros_inside_a_wrongly_described_body_ends_nothing() {
+    // A footer and two zeros look like the last device of a stream.
+    let body = [hex("01 02 7e 00000003 00 00"), vec![9; 20]].concat();
+    let fields = r#"{"name": "x", "type": "buffer", "size": 1}"#;
+    let stream = Synth::machine().device(3, "dut", &body, fields).device(4, "behind", &[1], BOOL).finish();
+    let (report, _) = state_of(&stream, 3);
+    assert_eq!(report["devices"][0]["bytes"], to_hex(&body));
+    assert_eq!(report["devices"][1]["state"], json!({"on": true}));
+}
+
+#[test]
+fn a_version_that_is_a_date_is_a_version() {
+    // What the EEPROM of network cards has in QEMU (hw/nvram/eeprom93xx.c).
+    let stream = Synth::machine()
+        .undescribed(3, "dut", 0, &[1])
+        .head(4, 4, "0000:00:16.0/eeprom", 0, 20_061_113)
+        .raw([2])
+        .footer(4)
+        .finish_undescribed();
+    let (report, _) = state_of(&stream, 3);
+    assert_eq!(report["devices"][1]["version_id"], 20_061_113);
+    assert_eq!(report["devices"][1]["bytes"], "02");
+}
+
+#[test]
+fn a_faulty_description_of_one_device_is_of_no_harm_to_others() {
+    for fields in [
+        r#"{"name": "x", "type": "uint8", "size": -1}"#,
+        r#"{"name": "x", "type": "uint8"}"#,
+        r#"{"name": "x", "array_len": -1, "type": "uint8", "size": 1}"#,
+        r#"{"name": "x", "type": "struct", "struct": null, "size": 1}"#,
+    ] {
+        let stream = Synth::machine()
+            .device(3, "before", &[1], BOOL)
+            .device(4, "dut", &[7], fields)
+            .device(5, "behind", &[0], BOOL)
+            .finish();
+        let (report, output) = state_of(&stream, 3);
+        assert_eq!(report["devices"][0]["state"], json!({"on": true}), "{fields}");
+        assert_eq!(report["devices"][1]["bytes"], "07", "{fields}");
+        assert_eq!(report["devices"][2]["state"], json!({"on": false}), "{fields}");
+        assert!(output.stderr.contains("dut"), "{}", output.stderr);
+    }
+}

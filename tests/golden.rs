@@ -555,3 +555,29 @@ fn every_stream_here_is_tested() {
         assert!(tests.contains(&format!("(\"{name}\"")), "{name}");
     }
 }
+
+#[test]
+fn ram_is_the_same_without_the_description() {
+    for name in
+        ["pc-10.0-virtio", "q35-11.1-live", "s390x-11.1", "ppc64-pseries-7.2", "or1k-10.0", "arm-mps2-7.2"]
+    {
+        let whole = unpack(name);
+        let stream = ramlift::Stream::parse(&whole).unwrap();
+        let text = usize::try_from(stream.description().unwrap().offset.0).unwrap();
+        // Type byte and length stand before the text.
+        let bare = ramlift::Stream::parse(&whole[..text - 5]).unwrap();
+        assert!(bare.description().is_none());
+        let counts = |stream: &ramlift::Stream<'_>| -> Vec<_> {
+            let ram = stream.ram().unwrap();
+            let of = |(id, block, pages): (_, &ramlift::RamBlock, &ramlift::BlockPages)| {
+                (block.idstr.clone(), pages.data_pages(), pages.fill_pages(), ram.absent_pages(id))
+            };
+            ram.blocks().map(of).collect()
+        };
+        assert_eq!(counts(&bare), counts(&stream), "{name}");
+        let lens = |stream: &ramlift::Stream<'_>| -> Vec<_> {
+            stream.sections().iter().map(ramlift::Section::body_len).collect()
+        };
+        assert_eq!(lens(&bare), lens(&stream), "{name}");
+    }
+}

@@ -1031,3 +1031,47 @@ fn page_sizes_that_cannot_be_are_not_believed() {
         Workplace::with(&stream).ramlift(&["info", "stream"]).expect_code(3);
     }
 }
+
+#[test]
+fn bodies_that_look_like_storage_keys_one_behind_the_other_are_read_in_time() {
+    // Each count leads just behind the next header, so that every body's own
+    // layout runs through all that follow, in vain.
+    let mut stream = Synth::machine();
+    for id in 0..60_000 {
+        let body = [2u64.to_be_bytes(), 29u64.to_be_bytes()].concat();
+        stream = stream.undescribed(id, "s390-skeys", 0, &body);
+    }
+    let stream = stream.finish_undescribed();
+    in_time(|| Stream::parse(&stream).map(|stream| stream.sections().len())).unwrap();
+}
+
+#[test]
+fn names_that_nested_structures_repeat_take_no_more_than_a_multiple_of_the_body() {
+    let name = "n".repeat(250);
+    let mut fields = format!(r#"{{"name": "{name}", "type": "uint8", "size": 1}}"#);
+    for _ in 0..20 {
+        let vmsd = format!(r#"{{"vmsd_name": "v", "version": 1, "fields": [{fields}]}}"#);
+        fields = format!(r#"{{"name": "{name}", "type": "struct", "struct": {vmsd}, "size": 1}}"#);
+    }
+    let vmsd = format!(r#"{{"vmsd_name": "v", "version": 1, "fields": [{fields}]}}"#);
+    let body = vec![0; 20_000];
+    let array = format!(
+        r#"{{"name": "a", "array_len": {}, "type": "struct", "struct": {vmsd}, "size": 1}}"#,
+        body.len()
+    );
+    let output = state_within(&array, &body);
+    assert!(output.stdout.len() < 100 * body.len(), "{} bytes", output.stdout.len());
+    assert_eq!(output.json()["devices"][1]["state"]["on"], true);
+}
+
+#[test]
+fn a_block_that_no_file_can_hold_is_refused_by_name_and_place() {
+    let blocks = [Block::new("huge", 1 << 62)];
+    let stream = Synth::machine().ram(&blocks, Records::new().fill("huge", 0, 1)).finish();
+    let place = Workplace::with(&stream);
+    let output = place.ramlift(&["extract", "stream", "-o", "out"]).expect_code(1);
+    assert!(output.stderr.contains("\"huge\""), "{}", output.stderr);
+    assert!(output.stderr.contains("0x"), "{}", output.stderr);
+    assert!(!output.stderr.contains(".ramlift-incomplete"), "{}", output.stderr);
+    assert_eq!(entries_of(place.path()), ["stream"]);
+}
