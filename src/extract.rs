@@ -1,7 +1,7 @@
 //! Writing RAM images: pages go from the map to where they belong, in
 //! parallel, each once.
 //!
-//! The unit of work is a *window*: 2 MiB of one block's image. A worker takes
+//! The unit of work is a *window*: 512 KiB of one block's image. A worker takes
 //! the next window, gathers its pages from all over the stream into a buffer
 //! without their record headers, and hands the buffer on in as few pieces as
 //! the holes allow. No two workers write the same bytes, so nothing is locked;
@@ -13,6 +13,7 @@
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -26,9 +27,12 @@ use crate::progress::Progress;
 use crate::ram::{PageRun, Ram, RunContent};
 use crate::units::{BlockId, BlockOffset, index};
 
-/// Bytes of an image that one worker writes at a time. Measured: a quarter of
-/// it costs half as much again, twice as much gains nothing.
-pub const WINDOW_LEN: u64 = 2 << 20;
+/// Bytes of an image that one worker writes at a time: what stays in a core's
+/// own cache between the gathering and the kernel's copy.
+pub const WINDOW_LEN: u64 = 512 << 10;
+
+/// Windows whose place is claimed at once, if they will be written.
+const WINDOWS_PER_CLAIM: u64 = 64;
 
 /// A gap of zeros up to this many bytes between two pieces of data is written
 /// along with them: one long write is cheaper than two and a hole.
@@ -48,6 +52,16 @@ pub trait ImageSink: Sync {
     /// Whatever keeps the data from getting where it belongs: it ends the
     /// scatter.
     fn write(&self, block: BlockId, offset: BlockOffset, data: &[u8]) -> Result<()>;
+
+    /// Hears that all of `len` bytes from `offset` on will be written, before
+    /// most of them are. For sinks that can make room at once.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    fn claim(&self, block: BlockId, offset: BlockOffset, len: u64) -> Result<()> {
+        let _ = (block, offset, len);
+        Ok(())
+    }
 }
 
 /// Hands the content of `blocks` to `sink`, on all threads of the current
@@ -128,6 +142,9 @@ impl<'r, 'a, S: ImageSink> Gather<'r, 'a, S> {
     fn window(&mut self, window: Window) -> Result<()> {
         let used_length = self.ram.block(window.block).map_or(0, |block| block.used_length);
         let start = window.number * WINDOW_LEN;
+        if window.number.is_multiple_of(WINDOWS_PER_CLAIM) {
+            self.claim(window.block, start, used_length)?;
+        }
         let end = start.saturating_add(WINDOW_LEN).min(used_length);
         let ram = self.ram;
         self.piece = start;
@@ -137,6 +154,44 @@ impl<'r, 'a, S: ImageSink> Gather<'r, 'a, S> {
         // The last page of a block may reach beyond its length.
         self.buffer.truncate(index(end - self.piece).unwrap_or(usize::MAX));
         self.hand_on(window.block)
+    }
+
+    /// Claims what the windows from `start` on will write. Where a group's
+    /// first window holds nothing, the others do without.
+    fn claim(&self, block: BlockId, start: u64, used_length: u64) -> Result<()> {
+        let end = start.saturating_add(WINDOWS_PER_CLAIM * WINDOW_LEN).min(used_length);
+        let page_len = self.ram.page_size().bytes();
+        let mut piece = start..start;
+        let runs = visible_runs(self.ram, block, BlockOffset(start), BlockOffset(end));
+        for run in runs.filter(|run| !self.looks_zero(run)) {
+            let run_end = run.offset.0.saturating_add(run.pages * page_len).min(end);
+            if run.offset.0 - piece.end > SMALL_GAP {
+                self.claim_piece(block, &piece)?;
+                piece.start = run.offset.0;
+            }
+            piece.end = run_end;
+        }
+        self.claim_piece(block, &piece)
+    }
+
+    /// Whether a run of data has zero pages, by a few of them: QEMU sends such
+    /// with `zero-page-detection` off, and they shall be holes.
+    fn looks_zero(&self, run: &PageRun) -> bool {
+        const SAMPLES: u64 = 8;
+        let RunContent::Data { first, stride } = run.content else { return false };
+        let step = run.pages.div_ceil(SAMPLES).max(1);
+        let sampled = (0..SAMPLES).map(|nth| nth * step).take_while(|page| *page < run.pages);
+        let mut pages = sampled.filter_map(|page| self.ram.data(first.checked_add(page * stride)?));
+        pages.any(is_zero)
+    }
+
+    /// Claims a piece of more than one window: for less it does not pay.
+    fn claim_piece(&self, block: BlockId, piece: &Range<u64>) -> Result<()> {
+        let len = piece.end - piece.start;
+        if len <= WINDOW_LEN {
+            return Ok(());
+        }
+        self.sink.claim(block, BlockOffset(piece.start), len)
     }
 
     fn gather_run(&mut self, block: BlockId, run: &PageRun) -> Result<()> {
@@ -230,6 +285,10 @@ impl BlockFiles {
         Ok(Self { paths, open: Mutex::default() })
     }
 
+    fn path(&self, id: BlockId) -> PathBuf {
+        self.paths.get(id.0).cloned().flatten().unwrap_or_default()
+    }
+
     /// The open file of a block. The one used longest ago is closed for it.
     fn file(&self, id: BlockId) -> Result<Option<Arc<File>>> {
         let Some(path) = self.paths.get(id.0).and_then(Option::as_ref) else { return Ok(None) };
@@ -257,13 +316,16 @@ pub fn create_new(path: &std::path::Path) -> std::io::Result<File> {
 impl ImageSink for BlockFiles {
     fn write(&self, block: BlockId, offset: BlockOffset, data: &[u8]) -> Result<()> {
         let Some(file) = self.file(block)? else { return Ok(()) };
-        let path = || self.paths.get(block.0).cloned().flatten().unwrap_or_default();
-        // Blocks of the file system are claimed for the whole piece at once,
-        // which halves the cost of the write. Not all file systems can.
-        match fallocate(&*file, FallocateFlags::empty(), offset.0, data.len() as u64) {
-            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
-            Err(source) => return Err(Error::io(path(), source.into())),
+        file.write_all_at(data, offset.0).map_err(|source| Error::io(self.path(block), source))
+    }
+
+    /// Claims blocks of the file system: a write into its own blocks is a
+    /// third cheaper than one that has to find some. Not all file systems can.
+    fn claim(&self, block: BlockId, offset: BlockOffset, len: u64) -> Result<()> {
+        let Some(file) = self.file(block)? else { return Ok(()) };
+        match fallocate(&*file, FallocateFlags::empty(), offset.0, len) {
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(()),
+            Err(source) => Err(Error::io(self.path(block), source.into())),
         }
-        file.write_all_at(data, offset.0).map_err(|source| Error::io(path(), source))
     }
 }

@@ -337,7 +337,7 @@ impl<'a, 'p> Walk<'a, 'p> {
         if let Some(first) = faulty.peek().copied() {
             let name = Idstr::from(first.name.as_str());
             let text = format!(
-                "the descriptions of {} devices are unusable, the first that of \"{name}\": {}",
+                "descriptions of devices that are unusable: {}, the first is that of \"{name}\": {}",
                 faulty.count(),
                 first.fault.as_deref().unwrap_or_default()
             );
@@ -362,9 +362,9 @@ impl<'a, 'p> Walk<'a, 'p> {
         let mut unknown = self.commands.iter().filter(|command| command.name().is_none()).peekable();
         if let Some(first) = unknown.peek().copied() {
             let text = format!(
-                "command {} and others, {} in all, that no known QEMU writes: passed over by their lengths",
-                first.command,
-                unknown.count()
+                "commands that no known QEMU writes, passed over by their lengths: {}, the first is {}",
+                unknown.count(),
+                first.command
             );
             self.warnings.push(Warning { offset: Some(first.offset), text, is_loss: false });
         }

@@ -29,8 +29,11 @@ pub(crate) fn clean_up_on_signals() {
     // If the handler cannot be set, a signal leaves a directory behind whose
     // name tells what it is.
     let _ = ctrlc::set_handler(|| {
-        if let Some(path) = staged().take() {
-            let _ = fs::remove_dir_all(path);
+        // Held until the end of the process: nothing is staged any more. What
+        // other threads still make in the directory needs another try.
+        let staged = staged();
+        if let Some(path) = &*staged {
+            let _ = (0..100).find(|_| fs::remove_dir_all(path).is_ok() || !path.exists());
         }
         std::process::exit(crate::exit::INTERRUPTED);
     });
@@ -79,13 +82,16 @@ impl Staging {
         } else {
             &target
         };
-        // The directory is its owner's alone, as the files are.
+        // From its first moment on a signal removes it. It is its owner's
+        // alone, as the files are.
+        let mut staged = staged();
         let temporary = tempfile::Builder::new()
             .prefix(".ramlift-incomplete-")
             .permissions(fs::Permissions::from_mode(0o700))
             .tempdir_in(place)
             .map_err(Failure::file(place))?;
-        *staged() = Some(temporary.path().to_owned());
+        *staged = Some(temporary.path().to_owned());
+        drop(staged);
         let (files, stale) = (Vec::new(), Vec::new());
         Ok(Self { target, is_new, may_replace, input: input.to_owned(), temporary, files, stale })
     }
