@@ -270,7 +270,7 @@ impl BlockFiles {
     /// Creates the file at `path` for each block given.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if a file exists already, or
+    /// [`ErrorKind::Io`] if a file exists already, or
     /// cannot be made, or not as long as its block.
     pub fn create(ram: &Ram<'_>, files: impl IntoIterator<Item = (BlockId, PathBuf)>) -> Result<Self> {
         let mut paths: Vec<Option<PathBuf>> = ram.blocks().map(|_| None).collect();
