@@ -1,38 +1,40 @@
 //! Writing RAM images: pages go from the map to where they belong, in
 //! parallel, each once.
 //!
-//! The unit of work is a *window*: 512 KiB of one block's image. A worker takes
+//! The unit of work is a *window*: 2 MiB of one block's image. A worker takes
 //! the next window, gathers its pages from all over the stream into a buffer
-//! without their record headers, and hands the buffer on in as few pieces as
-//! the holes allow. No two workers write the same bytes, so nothing is locked;
-//! the index knows each page's last record, so nothing is written twice; and
-//! what holds only zeros is never written, so it stays a hole.
+//! without their record headers, and hands the buffer on in pieces: as few as
+//! the holes allow, and as long as the sink likes them. No two workers write
+//! the same bytes, so nothing is locked; the index knows each page's last
+//! record, so nothing is written twice; and what holds only zeros is never
+//! written, so it stays a hole.
 //!
 //! Windows are taken in ascending order, which keeps the reads and writes of
 //! all workers close together.
 
-use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::{FallocateFlags, fallocate};
-use rustix::io::Errno;
-
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::progress::Progress;
 use crate::ram::{PageRun, Ram, RunContent};
 use crate::units::{BlockId, BlockOffset, index};
 
-/// Bytes of an image that one worker writes at a time: what stays in a core's
-/// own cache between the gathering and the kernel's copy.
-pub const WINDOW_LEN: u64 = 512 << 10;
+/// Bytes of an image that one worker takes at a time, and the longest piece
+/// that a sink is given.
+pub const WINDOW_LEN: u64 = 2 << 20;
+
+/// Bytes of a piece unless the sink wants others: what stays in a core's own
+/// cache between the gathering and the kernel's copy.
+pub const PIECE_LEN: u64 = 512 << 10;
+
+/// Where pieces are in memory: at a multiple of this, if their place in the
+/// image is at one. What devices and file systems ask of a write that goes
+/// past the page cache.
+pub const PIECE_ALIGN: usize = 4096;
 
 /// Windows whose place is claimed at once, if they will be written.
-const WINDOWS_PER_CLAIM: u64 = 64;
+const WINDOWS_PER_CLAIM: u64 = 16;
 
 /// A gap of zeros up to this many bytes between two pieces of data is written
 /// along with them: one long write is cheaper than two and a hole.
@@ -52,6 +54,12 @@ pub trait ImageSink: Sync {
     /// Whatever keeps the data from getting where it belongs: it ends the
     /// scatter.
     fn write(&self, block: BlockId, offset: BlockOffset, data: &[u8]) -> Result<()>;
+
+    /// How long the pieces of the next window shall be at most, in bytes: a
+    /// divisor of [`WINDOW_LEN`].
+    fn piece_len(&self) -> u64 {
+        PIECE_LEN
+    }
 
     /// Hears that all of `len` bytes from `offset` on will be written, before
     /// most of them are. For sinks that can make room at once.
@@ -131,12 +139,12 @@ struct Gather<'r, 'a, S> {
     sink: &'r S,
     /// Where in the image the buffer belongs.
     piece: u64,
-    buffer: Vec<u8>,
+    buffer: PieceBuffer,
 }
 
 impl<'r, 'a, S: ImageSink> Gather<'r, 'a, S> {
     fn new(ram: &'r Ram<'a>, sink: &'r S) -> Self {
-        Self { ram, sink, piece: 0, buffer: Vec::with_capacity(index(WINDOW_LEN).unwrap_or(0)) }
+        Self { ram, sink, piece: 0, buffer: PieceBuffer::new() }
     }
 
     fn window(&mut self, window: Window) -> Result<()> {
@@ -146,14 +154,25 @@ impl<'r, 'a, S: ImageSink> Gather<'r, 'a, S> {
             self.claim(window.block, start, used_length)?;
         }
         let end = start.saturating_add(WINDOW_LEN).min(used_length);
+        let piece_len = self.sink.piece_len().clamp(self.ram.page_size().bytes(), WINDOW_LEN);
+        let mut piece = start;
+        while piece < end {
+            let piece_end = piece.saturating_add(piece_len).min(end);
+            self.piece(window.block, piece, piece_end)?;
+            piece = piece_end;
+        }
+        Ok(())
+    }
+
+    fn piece(&mut self, block: BlockId, start: u64, end: u64) -> Result<()> {
         let ram = self.ram;
         self.piece = start;
-        for run in visible_runs(ram, window.block, BlockOffset(start), BlockOffset(end)) {
-            self.gather_run(window.block, &run)?;
+        for run in visible_runs(ram, block, BlockOffset(start), BlockOffset(end)) {
+            self.gather_run(block, &run)?;
         }
         // The last page of a block may reach beyond its length.
         self.buffer.truncate(index(end - self.piece).unwrap_or(usize::MAX));
-        self.hand_on(window.block)
+        self.hand_on(block)
     }
 
     /// Claims what the windows from `start` on will write. Where a group's
@@ -185,10 +204,10 @@ impl<'r, 'a, S: ImageSink> Gather<'r, 'a, S> {
         pages.any(is_zero)
     }
 
-    /// Claims a piece of more than one window: for less it does not pay.
+    /// Claims what takes more than one write: for less it does not pay.
     fn claim_piece(&self, block: BlockId, piece: &Range<u64>) -> Result<()> {
         let len = piece.end - piece.start;
-        if len <= WINDOW_LEN {
+        if len <= PIECE_LEN {
             return Ok(());
         }
         self.sink.claim(block, BlockOffset(piece.start), len)
@@ -239,10 +258,53 @@ impl<'r, 'a, S: ImageSink> Gather<'r, 'a, S> {
 
     fn hand_on(&mut self, block: BlockId) -> Result<()> {
         if !self.buffer.is_empty() {
-            self.sink.write(block, BlockOffset(self.piece), &self.buffer)?;
+            self.sink.write(block, BlockOffset(self.piece), self.buffer.bytes())?;
             self.buffer.clear();
         }
         Ok(())
+    }
+}
+
+/// A buffer for one piece, at a multiple of [`PIECE_ALIGN`] in memory.
+struct PieceBuffer {
+    storage: Vec<u8>,
+    start: usize,
+}
+
+impl PieceBuffer {
+    fn new() -> Self {
+        let mut storage: Vec<u8> = Vec::with_capacity(index(WINDOW_LEN).unwrap_or(0) + PIECE_ALIGN);
+        let start = storage.as_ptr().align_offset(PIECE_ALIGN).min(PIECE_ALIGN);
+        storage.resize(start, 0);
+        Self { storage, start }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.storage.get(self.start..).unwrap_or_default()
+    }
+
+    fn len(&self) -> usize {
+        self.storage.len() - self.start
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn extend_from_slice(&mut self, bytes: &[u8]) {
+        self.storage.extend_from_slice(bytes);
+    }
+
+    fn resize(&mut self, len: usize, byte: u8) {
+        self.storage.resize(self.start + len, byte);
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.storage.truncate(self.start.saturating_add(len));
+    }
+
+    fn clear(&mut self) {
+        self.truncate(0);
     }
 }
 
@@ -250,82 +312,4 @@ impl<'r, 'a, S: ImageSink> Gather<'r, 'a, S> {
 /// bytes, nearly always.
 fn is_zero(page: &[u8]) -> bool {
     page.chunks(64).all(|chunk| chunk.iter().fold(0, |any, byte| any | byte) == 0)
-}
-
-/// A sink of sparse files, one for each block.
-///
-/// Each is created new, readable by its owner alone (guest RAM holds secrets)
-/// and as long as its block from the start; what is never written stays a
-/// hole. Only a few files are open at a time, however many blocks there are.
-#[derive(Debug)]
-pub struct BlockFiles {
-    paths: Vec<Option<PathBuf>>,
-    open: Mutex<VecDeque<(BlockId, Arc<File>)>>,
-}
-
-/// How many image files are kept open.
-const OPEN_FILES: usize = 64;
-
-impl BlockFiles {
-    /// Creates the file at `path` for each block given.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Io`] if a file exists already, or
-    /// cannot be made, or not as long as its block.
-    pub fn create(ram: &Ram<'_>, files: impl IntoIterator<Item = (BlockId, PathBuf)>) -> Result<Self> {
-        let mut paths: Vec<Option<PathBuf>> = ram.blocks().map(|_| None).collect();
-        for (id, path) in files {
-            let (Some(block), Some(slot)) = (ram.block(id), paths.get_mut(id.0)) else { continue };
-            create_new(&path).and_then(|file| file.set_len(block.used_length)).map_err(|source| {
-                let what = format!("RAM block \"{}\" of {:#x} bytes", block.idstr, block.used_length);
-                Error::at(block.offset, ErrorKind::Io { path: path.clone(), source }).inside(what)
-            })?;
-            *slot = Some(path);
-        }
-        Ok(Self { paths, open: Mutex::default() })
-    }
-
-    fn path(&self, id: BlockId) -> PathBuf {
-        self.paths.get(id.0).cloned().flatten().unwrap_or_default()
-    }
-
-    /// The open file of a block. The one used longest ago is closed for it.
-    fn file(&self, id: BlockId) -> Result<Option<Arc<File>>> {
-        let Some(path) = self.paths.get(id.0).and_then(Option::as_ref) else { return Ok(None) };
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = open.iter().position(|(known, _)| *known == id) {
-            return Ok(open.get(at).map(|(_, file)| Arc::clone(file)));
-        }
-        let file = OpenOptions::new().write(true).open(path).map_err(|source| Error::io(path, source))?;
-        let file = Arc::new(file);
-        open.truncate(OPEN_FILES - 1);
-        open.push_front((id, Arc::clone(&file)));
-        Ok(Some(file))
-    }
-}
-
-/// Creates a file that did not exist, for its owner alone.
-///
-/// # Errors
-/// What the system says, [`AlreadyExists`](std::io::ErrorKind::AlreadyExists)
-/// for a symlink too.
-pub fn create_new(path: &std::path::Path) -> std::io::Result<File> {
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
-}
-
-impl ImageSink for BlockFiles {
-    fn write(&self, block: BlockId, offset: BlockOffset, data: &[u8]) -> Result<()> {
-        let Some(file) = self.file(block)? else { return Ok(()) };
-        file.write_all_at(data, offset.0).map_err(|source| Error::io(self.path(block), source))
-    }
-
-    /// Claims blocks of the file system: a write into its own blocks is a
-    /// third cheaper than one that has to find some. Not all file systems can.
-    fn claim(&self, block: BlockId, offset: BlockOffset, len: u64) -> Result<()> {
-        let Some(file) = self.file(block)? else { return Ok(()) };
-        match fallocate(&*file, FallocateFlags::empty(), offset.0, len) {
-            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(()),
-            Err(source) => Err(Error::io(self.path(block), source.into())),
-        }
-    }
 }

@@ -71,6 +71,7 @@
 //! # }
 //! ```
 
+mod block_files;
 mod body;
 mod boundary;
 mod cursor;
@@ -80,6 +81,7 @@ mod header;
 mod idstr;
 mod input;
 mod json;
+mod pace;
 mod progress;
 mod ram;
 mod section;
@@ -90,8 +92,9 @@ mod walk;
 mod walked;
 mod wire;
 
+pub use block_files::{BlockFiles, create_new};
 pub use error::{Error, ErrorKind, Result};
-pub use extract::{BlockFiles, ImageSink, WINDOW_LEN, create_new, image_len, scatter};
+pub use extract::{ImageSink, PIECE_ALIGN, PIECE_LEN, WINDOW_LEN, image_len, scatter};
 pub use header::Configuration;
 pub use idstr::Idstr;
 pub use input::Input;

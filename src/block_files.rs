@@ -1,0 +1,189 @@
+//! RAM images as sparse files, the usual place for a scatter to write to.
+
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::{FallocateFlags, OFlags, fallocate};
+use rustix::io::Errno;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::extract::{ImageSink, PIECE_ALIGN, PIECE_LEN, WINDOW_LEN};
+use crate::pace::{Pace, Way};
+use crate::ram::Ram;
+use crate::units::{BlockId, BlockOffset};
+
+/// A sink of sparse files, one for each block.
+///
+/// Each is created new, readable by its owner alone (guest RAM holds secrets)
+/// and as long as its block from the start; what is never written stays a
+/// hole. Only a few files are open at a time, however many blocks there are.
+///
+/// Bytes go through the page cache as long as that is fast, else past it:
+/// see the module `pace`.
+#[derive(Debug)]
+pub struct BlockFiles {
+    paths: Vec<Option<PathBuf>>,
+    open: Mutex<VecDeque<(BlockId, Arc<Handles>)>>,
+    pace: Pace,
+}
+
+/// An image file, opened for the ways into it.
+#[derive(Debug)]
+struct Handles {
+    cached: File,
+    /// `None` where the file system has no such way.
+    direct: Option<File>,
+}
+
+impl Handles {
+    fn open(path: &Path) -> std::io::Result<Self> {
+        let cached = OpenOptions::new().write(true).open(path)?;
+        let flags = i32::try_from(OFlags::DIRECT.bits()).unwrap_or(0);
+        let direct = OpenOptions::new().write(true).custom_flags(flags).open(path).ok();
+        Ok(Self { cached, direct })
+    }
+}
+
+/// How many image files are kept open.
+const OPEN_FILES: usize = 64;
+
+impl BlockFiles {
+    /// Creates the file at `path` for each block given.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] if a file exists already, or
+    /// cannot be made, or not as long as its block.
+    pub fn create(ram: &Ram<'_>, files: impl IntoIterator<Item = (BlockId, PathBuf)>) -> Result<Self> {
+        let mut paths: Vec<Option<PathBuf>> = ram.blocks().map(|_| None).collect();
+        for (id, path) in files {
+            let (Some(block), Some(slot)) = (ram.block(id), paths.get_mut(id.0)) else { continue };
+            create_new(&path).and_then(|file| file.set_len(block.used_length)).map_err(|source| {
+                let what = format!("RAM block \"{}\" of {:#x} bytes", block.idstr, block.used_length);
+                Error::at(block.offset, ErrorKind::Io { path: path.clone(), source }).inside(what)
+            })?;
+            *slot = Some(path);
+        }
+        Ok(Self { paths, open: Mutex::default(), pace: Pace::new() })
+    }
+
+    fn path(&self, id: BlockId) -> PathBuf {
+        self.paths.get(id.0).cloned().flatten().unwrap_or_default()
+    }
+
+    /// The open file of a block. The one used longest ago is closed for it.
+    fn file(&self, id: BlockId) -> Result<Option<Arc<Handles>>> {
+        let Some(path) = self.paths.get(id.0).and_then(Option::as_ref) else { return Ok(None) };
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = open.iter().position(|(known, _)| *known == id) {
+            return Ok(open.get(at).map(|(_, file)| Arc::clone(file)));
+        }
+        let file = Arc::new(Handles::open(path).map_err(|source| Error::io(path, source))?);
+        open.truncate(OPEN_FILES - 1);
+        open.push_front((id, Arc::clone(&file)));
+        Ok(Some(file))
+    }
+}
+
+/// Creates a file that did not exist, for its owner alone.
+///
+/// # Errors
+/// What the system says, [`AlreadyExists`](std::io::ErrorKind::AlreadyExists)
+/// for a symlink too.
+pub fn create_new(path: &std::path::Path) -> std::io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
+/// Pieces shorter than this always go through the cache: a device takes many
+/// short writes badly.
+const DIRECT_LEN: usize = 128 << 10;
+
+fn is_aligned(offset: BlockOffset, data: &[u8]) -> bool {
+    let align = PIECE_ALIGN as u64;
+    offset.0.is_multiple_of(align)
+        && data.len().is_multiple_of(PIECE_ALIGN)
+        && data.as_ptr().addr().is_multiple_of(PIECE_ALIGN)
+}
+
+impl ImageSink for BlockFiles {
+    /// Past the cache, long pieces: each is a request that the device answers
+    /// before the next.
+    fn piece_len(&self) -> u64 {
+        match self.pace.way() {
+            Way::Cached => PIECE_LEN,
+            Way::Direct => WINDOW_LEN,
+        }
+    }
+
+    fn write(&self, block: BlockId, offset: BlockOffset, data: &[u8]) -> Result<()> {
+        let Some(file) = self.file(block)? else { return Ok(()) };
+        let len = data.len() as u64;
+        if self.pace.way() == Way::Direct && data.len() >= DIRECT_LEN && is_aligned(offset, data) {
+            let write = |file: &File| self.pace.timed(Way::Direct, len, || file.write_all_at(data, offset.0));
+            if file.direct.as_ref().map(write).is_some_and(|written| written.is_ok()) {
+                return Ok(());
+            }
+            // Whatever is wrong, the way through the cache says it better.
+            self.pace.rule_out_direct();
+        }
+        let written = self.pace.timed(Way::Cached, len, || file.cached.write_all_at(data, offset.0));
+        written.map_err(|source| Error::io(self.path(block), source))
+    }
+
+    /// Claims blocks of the file system: a write into its own blocks is a
+    /// third cheaper than one that has to find some. Not all file systems can.
+    fn claim(&self, block: BlockId, offset: BlockOffset, len: u64) -> Result<()> {
+        let Some(file) = self.file(block)? else { return Ok(()) };
+        match fallocate(&file.cached, FallocateFlags::empty(), offset.0, len) {
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(()),
+            Err(source) => Err(Error::io(self.path(block), source.into())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::extract::scatter;
+    use crate::progress::Progress;
+    use crate::stream::Stream;
+
+    /// A stream of `pages` pages of data of 4 KiB, each of other bytes.
+    fn stream(pages: u64) -> Vec<u8> {
+        let be64 = |word: u64| word.to_be_bytes();
+        let header = b"QEVM\0\0\0\x03\x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04";
+        let mut bytes = header.to_vec();
+        bytes.extend(be64(pages << 12 | 4));
+        bytes.extend(b"\x03ram");
+        bytes.extend(be64(pages << 12));
+        for page in 0..pages {
+            bytes.extend(be64(page << 12 | 8));
+            bytes.extend(b"\x03ram");
+            bytes.extend(content(page));
+        }
+        bytes.extend(be64(16));
+        bytes.push(0);
+        bytes
+    }
+
+    fn content(page: u64) -> impl Iterator<Item = u8> {
+        (page..).step_by(7).flat_map(u64::to_le_bytes).map(|byte| byte | 1).take(4096)
+    }
+
+    #[test]
+    fn what_goes_past_the_cache_arrives_as_well() {
+        let pages = WINDOW_LEN * 3 / 4096 + 5;
+        let bytes = stream(pages);
+        let stream = Stream::parse(&bytes).unwrap();
+        let ram = stream.ram().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ram");
+        let files = BlockFiles::create(ram, [(BlockId(0), path.clone())]).unwrap();
+        files.pace.start_with_direct();
+        scatter(ram, &[BlockId(0)], &files, &Progress::new()).unwrap();
+        let image = std::fs::read(&path).unwrap();
+        assert!(image == (0..pages).flat_map(content).collect::<Vec<u8>>());
+    }
+}
