@@ -116,6 +116,12 @@ pub enum ErrorKind {
         /// QEMU's name for it.
         feature: String,
     },
+    /// The file is a part of what a migration wrote.
+    #[error("{why}")]
+    Part {
+        /// How that shows.
+        why: String,
+    },
     /// A device and its description disagree.
     #[error("{why}")]
     Device {
@@ -182,6 +188,9 @@ impl Error {
             }
             ErrorKind::NotAStream { .. } => {
                 "give a file written by `migrate file:…`, `migrate exec:cat>…` or `virsh dump`"
+            }
+            ErrorKind::Part { .. } => {
+                "the pages went through other connections: give what was captured of each with `extract --channel FILE`, once for each; without them this is a guest with empty memory"
             }
             ErrorKind::RecordType { .. } | ErrorKind::Footer { .. } | ErrorKind::RamFlags { .. } => {
                 "the stream is damaged here, or what stands before it was written by a QEMU this version does not know"

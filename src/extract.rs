@@ -17,8 +17,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::error::Result;
 use crate::progress::Progress;
-use crate::ram::{PageRun, Ram, RunContent};
-use crate::units::{BlockId, BlockOffset, index};
+use crate::ram::page::PageReader;
+use crate::ram::{PageRun, PageSource, Ram, RunContent};
+use crate::units::{BlockId, BlockOffset, StreamOffset, index};
 
 /// Bytes of an image that one worker takes at a time, and the longest piece
 /// that a sink is given.
@@ -128,7 +129,7 @@ fn visible_runs<'r>(
     block: BlockId,
     from: BlockOffset,
     to: BlockOffset,
-) -> impl Iterator<Item = PageRun> + 'r {
+) -> impl Iterator<Item = PageRun<'r>> {
     let runs = ram.pages(block).into_iter().flat_map(move |pages| pages.runs(from, to));
     runs.filter(|run| run.content != RunContent::Fill(0))
 }
@@ -140,11 +141,12 @@ struct Gather<'r, 'a, S> {
     /// Where in the image the buffer belongs.
     piece: u64,
     buffer: PieceBuffer,
+    reader: PageReader<'r, 'a>,
 }
 
 impl<'r, 'a, S: ImageSink> Gather<'r, 'a, S> {
     fn new(ram: &'r Ram<'a>, sink: &'r S) -> Self {
-        Self { ram, sink, piece: 0, buffer: PieceBuffer::new() }
+        Self { ram, sink, piece: 0, buffer: PieceBuffer::new(), reader: PageReader::new(ram) }
     }
 
     fn window(&mut self, window: Window) -> Result<()> {
@@ -195,7 +197,7 @@ impl<'r, 'a, S: ImageSink> Gather<'r, 'a, S> {
 
     /// Whether a run of data has zero pages, by a few of them: QEMU sends such
     /// with `zero-page-detection` off, and they shall be holes.
-    fn looks_zero(&self, run: &PageRun) -> bool {
+    fn looks_zero(&self, run: &PageRun<'_>) -> bool {
         const SAMPLES: u64 = 8;
         let RunContent::Data { first, stride } = run.content else { return false };
         let step = run.pages.div_ceil(SAMPLES).max(1);
@@ -213,32 +215,55 @@ impl<'r, 'a, S: ImageSink> Gather<'r, 'a, S> {
         self.sink.claim(block, BlockOffset(piece.start), len)
     }
 
-    fn gather_run(&mut self, block: BlockId, run: &PageRun) -> Result<()> {
+    fn gather_run(&mut self, block: BlockId, run: &PageRun<'_>) -> Result<()> {
         let page_len = self.ram.page_size().bytes();
-        let offsets = (0..run.pages).map(|nth| run.offset.0 + nth * page_len);
         match run.content {
             RunContent::Fill(byte) => {
-                for offset in offsets {
-                    let end = self.make_room(block, offset)? + page_len;
+                for nth in 0..run.pages {
+                    let end = self.make_room(block, run.offset.0 + nth * page_len)? + page_len;
                     self.buffer.resize(index(end).unwrap_or(0), byte);
                 }
             }
-            RunContent::Data { first, stride } => {
-                let (Some(first), Some(stride), Some(page_len)) =
-                    (index(first.0), index(stride), index(page_len))
-                else {
-                    return Ok(());
-                };
-                let records = self.ram.input().get(first..).unwrap_or_default().chunks(stride);
-                for (offset, record) in offsets.zip(records) {
-                    let page = record.get(..page_len).unwrap_or(record);
-                    // QEMU sends zeros as data with `zero-page-detection` off.
-                    if !is_zero(page) {
-                        self.make_room(block, offset)?;
-                        self.buffer.extend_from_slice(page);
-                    }
-                }
+            RunContent::Data { first, stride } => self.gather_data(block, run, first, stride)?,
+            RunContent::Compressed(at) => {
+                self.gather_page(block, run.offset.0, &PageSource::Compressed(at))?
             }
+            RunContent::Xbzrle(chain) => self.gather_page(block, run.offset.0, &PageSource::Xbzrle(chain))?,
+        }
+        Ok(())
+    }
+
+    fn gather_data(
+        &mut self,
+        block: BlockId,
+        run: &PageRun<'_>,
+        first: StreamOffset,
+        stride: u64,
+    ) -> Result<()> {
+        let page_len = self.ram.page_size().bytes();
+        let (Some(stride), Some(page_bytes)) = (index(stride), index(page_len)) else { return Ok(()) };
+        let offsets = (0..run.pages).map(|nth| run.offset.0 + nth * page_len);
+        let records = self.ram.sources().from(first).unwrap_or_default().chunks(stride);
+        for (offset, record) in offsets.zip(records) {
+            let page = record.get(..page_bytes).unwrap_or(record);
+            // QEMU sends zeros as data with `zero-page-detection` off.
+            if !is_zero(page) {
+                self.make_room(block, offset)?;
+                self.buffer.extend_from_slice(page);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gathers a page that has to be put together.
+    fn gather_page(&mut self, block: BlockId, offset: u64, source: &PageSource<'_>) -> Result<()> {
+        let page = self.reader.read(source).map_err(|error| {
+            let idstr = self.ram.block(block).map(|block| block.idstr.to_string()).unwrap_or_default();
+            error.inside(format!("page {offset:#x} of RAM block \"{idstr}\""))
+        })?;
+        if !is_zero(page) {
+            self.make_room(block, offset)?;
+            self.buffer.extend_from_slice(self.reader.page());
         }
         Ok(())
     }

@@ -100,7 +100,9 @@ pub use idstr::Idstr;
 pub use input::Input;
 pub use json::{DeviceJson, StateJson};
 pub use progress::Progress;
-pub use ram::{BlockPages, Page, PageRecord, PageRun, PageSource, Ram, RamBlock, RecordContent, RunContent};
+pub use ram::{
+    BlockPages, Chain, Page, PageRecord, PageRun, PageSource, Ram, RamBlock, RecordContent, RunContent,
+};
 pub use section::{Command, Handler, Section, SectionType};
 pub use stream::{Device, Stream};
 pub use units::{BlockId, BlockOffset, StreamOffset, TargetPageSize};

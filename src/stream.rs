@@ -17,7 +17,7 @@ use crate::header::Configuration;
 use crate::progress::Progress;
 use crate::ram::{PageRecord, Ram};
 use crate::section::{Command, Handler, Section, SectionType};
-use crate::units::{StreamOffset, index};
+use crate::units::{BlockId, StreamOffset, index};
 use crate::vmstate::decode::decode_body;
 use crate::vmstate::{DeviceDesc, State};
 use crate::walk::Walk;
@@ -81,9 +81,31 @@ impl<'a> Stream<'a> {
                 // Pages were met whose size is not what was assumed, and
                 // records before them are indexed by the wrong size.
                 Some(size) if late_page_size.is_none() => late_page_size = Some(size),
-                _ => return Ok(Self(walk.finish())),
+                _ => return Self(walk.finish()).whole(),
             }
         }
+    }
+
+    /// Refuses a stream whose pages are in other files: all of its memory
+    /// would seem to be zero.
+    fn whole(self) -> Result<Self> {
+        let is_ram = |section: &&Section| section.handler.idstr == *"ram";
+        match (&self.0.ram, self.0.sections.iter().find(is_ram)) {
+            (Some(ram), Some(section)) if ram.is_lone_channel() => {
+                let why = "the main channel of a multifd migration: none of its pages holds data".to_owned();
+                Err(Error::at(section.body, ErrorKind::Part { why }).inside(&*section.handler))
+            }
+            _ => Ok(self),
+        }
+    }
+
+    /// Supplies the content of a RAM block that the stream does not have
+    /// (capability `x-ignore-shared`): the bytes of the file that was shared.
+    ///
+    /// # Errors
+    /// If `content` is not as long as the block.
+    pub fn supply(&mut self, block: BlockId, content: &'a [u8]) -> Result<()> {
+        self.0.ram.as_mut().map_or(Ok(()), |ram| ram.supply(block, content))
     }
 
     /// The configuration: machine type and what changes the layout. `None`

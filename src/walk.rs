@@ -18,7 +18,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::header::{Configuration, bounded, hex, read_configuration, read_magic};
 use crate::idstr::Idstr;
 use crate::progress::Progress;
-use crate::ram::{PageSizeHint, RamLayout, RamReader};
+use crate::ram::block::RamLayout;
+use crate::ram::{PageSizeHint, Ram, RamReader};
 use crate::section::{Command, Footers, Handler, Handlers, Section, SectionType, read_command};
 use crate::units::{StreamOffset, TargetPageSize};
 use crate::vmstate::locate::{self, Located};
@@ -379,6 +380,12 @@ impl<'a, 'p> Walk<'a, 'p> {
                 );
                 self.warnings.push(Warning { offset: Some(description.offset), text, is_loss: true });
             }
+        }
+        if let Some((pages, first)) = ram.as_ref().and_then(Ram::orphans) {
+            let text = format!(
+                "XBZRLE records of {pages} pages that no record before holds: they count as never sent"
+            );
+            self.warnings.push(Warning { offset: Some(first), text, is_loss: true });
         }
         Walked {
             input: self.input,

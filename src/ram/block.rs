@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! be64 total | MEM_SIZE
-//! { str8 idstr  be64 used_length  [be64 page_size]  [be64 mr_addr] }   until the lengths add up to total
+//! { str8 idstr  be64 used_length  [be64 page_size]  [be64 mr_addr]
+//!   [mapped-ram header, bitmap, pages] }           until the lengths add up to total
 //! ```
 //!
 //! No count is given: the list ends when the lengths add up. `page_size` is
 //! there for blocks of huge pages when postcopy was allowed; `mr_addr` with
-//! capability `x-ignore-shared`.
+//! capability `x-ignore-shared`; for mapped-ram see [`mapped`](super::mapped).
 //!
 //! Source followed: QEMU `migration/ram.c` (`ram_save_setup`, `parse_ramblocks`).
 
@@ -16,6 +17,7 @@ use std::collections::HashMap;
 use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::idstr::Idstr;
+use crate::ram::mapped::{self, MappedRamHeader, Shift};
 use crate::units::{BlockId, StreamOffset};
 use crate::wire::{limit, ram_flag};
 
@@ -40,17 +42,31 @@ pub struct RamBlock {
 pub(crate) struct BlockList {
     pub(crate) blocks: Vec<RamBlock>,
     by_idstr: HashMap<Box<[u8]>, BlockId>,
+    /// With mapped-ram: where the pages of each are, if they are in the file.
+    pub(crate) mapped: Vec<Option<MappedRamHeader>>,
+}
+
+/// What the configuration says of the entries' layout.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct RamLayout {
+    pub(crate) mapped_ram: bool,
+    pub(crate) mr_addr: bool,
 }
 
 impl BlockList {
     /// Reads the list behind the MEM_SIZE word that promised `total` bytes.
-    pub(crate) fn parse(cursor: &mut Cursor<'_>, total: u64, has_mr_addr: bool) -> Result<Self> {
+    pub(crate) fn parse(cursor: &mut Cursor<'_>, total: u64, layout: RamLayout) -> Result<Self> {
         let mut list = Self::default();
         let mut listed = 0u64;
+        let mut shift = Shift::default();
         while listed < total {
-            let block = parse_entry(cursor, total - listed, has_mr_addr)?;
-            listed += block.used_length;
+            let block = parse_entry(cursor, total - listed, layout)?;
+            let used_length = block.used_length;
+            listed += used_length;
             list.insert(block)?;
+            if layout.mapped_ram {
+                list.mapped.push(mapped::read_header(cursor, used_length, &mut shift)?);
+            }
         }
         Ok(list)
     }
@@ -81,7 +97,7 @@ impl BlockList {
     }
 }
 
-fn parse_entry(cursor: &mut Cursor<'_>, unlisted: u64, has_mr_addr: bool) -> Result<RamBlock> {
+fn parse_entry(cursor: &mut Cursor<'_>, unlisted: u64, layout: RamLayout) -> Result<RamBlock> {
     let offset = cursor.offset();
     let idstr = Idstr::from(cursor.str8()?);
     if idstr.as_bytes().is_empty() {
@@ -99,9 +115,10 @@ fn parse_entry(cursor: &mut Cursor<'_>, unlisted: u64, has_mr_addr: bool) -> Res
         ));
     }
     let is_last = used_length == unlisted;
-    let host_page_size =
-        if has_page_size(cursor, is_last, has_mr_addr) { Some(cursor.be64()?) } else { None };
-    let mr_addr = if has_mr_addr { Some(cursor.be64()?) } else { None };
+    // QEMU refuses postcopy together with mapped-ram.
+    let has_page_size = !layout.mapped_ram && has_page_size(cursor, is_last, layout.mr_addr);
+    let host_page_size = if has_page_size { Some(cursor.be64()?) } else { None };
+    let mr_addr = if layout.mr_addr { Some(cursor.be64()?) } else { None };
     Ok(RamBlock { idstr, used_length, host_page_size, mr_addr, offset })
 }
 

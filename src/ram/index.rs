@@ -11,7 +11,16 @@
 //! soon as it has reached half its length, so every order of records costs
 //! n log n in all, as a merge sort does, and a page is found in the one run
 //! that is left at the end.
+//!
+//! XBZRLE records say what changed since the page's record before. They are
+//! kept beside the extents, 16 bytes each; those behind a page's extent make
+//! the page, together with it, those before it are superseded.
+//!
+//! mapped-ram needs no index: its bitmap is one.
 
+use std::ops::Range;
+
+use crate::ram::mapped::MappedPages;
 use crate::ram::record::RecordContent;
 use crate::units::{BlockOffset, StreamOffset, TargetPageSize};
 
@@ -29,7 +38,20 @@ struct Extent {
     payload: u64,
     /// How many pages; at least 1.
     count: u32,
-    content: RecordContent,
+    content: Content,
+}
+
+/// How the pages of an extent are in the stream.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Content {
+    /// Fill records of one byte.
+    Fill(u8),
+    /// Records of data.
+    Data,
+    /// Pages with nothing between them.
+    Packed,
+    /// One compressed page.
+    Compressed,
 }
 
 impl Extent {
@@ -41,8 +63,11 @@ impl Extent {
 
     fn stride(&self, page_size: TargetPageSize) -> u64 {
         match self.content {
-            RecordContent::Fill(_) => FILL_STRIDE,
-            RecordContent::Data => page_size.bytes() + WORD_LEN,
+            Content::Fill(_) => FILL_STRIDE,
+            Content::Data => page_size.bytes() + WORD_LEN,
+            Content::Packed => page_size.bytes(),
+            // Of no two pages is one extent made.
+            Content::Compressed => 0,
         }
     }
 
@@ -60,6 +85,7 @@ impl Extent {
     fn absorb(&mut self, next: &Self, page_size: TargetPageSize) -> bool {
         let goes_on = next.page == self.end()
             && next.content == self.content
+            && self.content != Content::Compressed
             && next.payload == self.payload_of(next.page, page_size);
         let Some(count) = self.count.checked_add(next.count).filter(|_| goes_on) else {
             return false;
@@ -116,7 +142,16 @@ fn overlay(older: Run, newer: Run, page_size: TargetPageSize) -> Run {
 pub(crate) struct IndexBuilder {
     /// Each at least twice as long as the next, but for the last two.
     runs: Vec<Run>,
+    /// In the order of the stream.
+    deltas: Vec<Delta>,
     records: u64,
+}
+
+/// An XBZRLE record.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct Delta {
+    page: u64,
+    payload: StreamOffset,
 }
 
 impl IndexBuilder {
@@ -130,9 +165,27 @@ impl IndexBuilder {
         page_size: TargetPageSize,
     ) {
         self.records += 1;
-        let extent = Extent { page, payload: payload.0, count: 1, content };
+        let content = match content {
+            RecordContent::Fill(byte) => Content::Fill(byte),
+            RecordContent::Data => Content::Data,
+            RecordContent::Compressed => Content::Compressed,
+            RecordContent::Xbzrle => return self.deltas.push(Delta { page, payload }),
+        };
+        self.push_extent(Extent { page, payload: payload.0, count: 1, content }, page_size);
+    }
+
+    /// Notes a page that stands at `place`, its neighbours right beside it.
+    pub(crate) fn push_packed(&mut self, page: u64, place: StreamOffset, page_size: TargetPageSize) {
+        self.records += 1;
+        self.push_extent(Extent { page, payload: place.0, count: 1, content: Content::Packed }, page_size);
+    }
+
+    #[inline]
+    fn push_extent(&mut self, extent: Extent, page_size: TargetPageSize) {
         match self.runs.last_mut() {
-            Some(run) if run.last().is_none_or(|last| last.end() <= page) => append(run, extent, page_size),
+            Some(run) if run.last().is_none_or(|last| last.end() <= extent.page) => {
+                append(run, extent, page_size);
+            }
             _ => self.start_run(extent, page_size),
         }
     }
@@ -154,64 +207,157 @@ impl IndexBuilder {
         }
     }
 
-    pub(crate) fn finish(mut self, page_size: TargetPageSize) -> BlockPages {
+    pub(crate) fn finish<'a>(mut self, page_size: TargetPageSize) -> BlockPages<'a> {
         while self.runs.len() > 1 {
             self.merge_last_two(page_size);
         }
         let mut extents = self.runs.pop().unwrap_or_default();
         extents.shrink_to_fit();
-        let pages_of = |wanted: fn(&RecordContent) -> bool| {
-            extents
-                .iter()
-                .filter(|extent| wanted(&extent.content))
-                .map(|extent| u64::from(extent.count))
-                .sum()
-        };
+        let (deltas, orphans) = sort_deltas(self.deltas, &extents, page_size);
+        let all: u64 = extents.iter().map(|extent| u64::from(extent.count)).sum();
+        let filled = extents.iter().filter(|extent| matches!(extent.content, Content::Fill(_)));
+        let mut fill_pages: u64 = filled.map(|extent| u64::from(extent.count)).sum();
+        let mut xbzrle_pages = 0;
+        for chain in deltas.chunk_by(|one, next| one.page == next.page) {
+            let base = chain.first().and_then(|delta| extent_of(&extents, delta.page));
+            fill_pages -= u64::from(base.is_some_and(|base| matches!(base.content, Content::Fill(_))));
+            xbzrle_pages += 1;
+        }
         BlockPages {
-            data_pages: pages_of(|content| *content == RecordContent::Data),
-            fill_pages: pages_of(|content| *content != RecordContent::Data),
-            records: self.records,
-            extents,
+            records: self.records - orphans.records,
+            data_pages: all - fill_pages,
+            fill_pages,
+            xbzrle_pages,
+            orphan_pages: orphans.pages,
+            first_orphan: orphans.first,
+            pages: Pages::Records { extents, deltas },
             page_size,
         }
     }
 }
 
+/// XBZRLE records that nothing stands before.
+#[derive(Default)]
+struct Orphans {
+    records: u64,
+    pages: u64,
+    first: Option<StreamOffset>,
+}
+
+/// Sorts deltas by page, leaves out what a later record replaced, and counts
+/// those of pages that have nothing to build on.
+fn sort_deltas(
+    mut deltas: Vec<Delta>,
+    extents: &[Extent],
+    page_size: TargetPageSize,
+) -> (Vec<Delta>, Orphans) {
+    let mut orphans = Orphans::default();
+    deltas.sort_unstable();
+    let mut extents = extents.iter().peekable();
+    let mut last_orphan = None;
+    deltas.retain(|delta| {
+        while extents.next_if(|extent| extent.end() <= delta.page).is_some() {}
+        match extents.peek() {
+            Some(extent) if extent.page <= delta.page => {
+                delta.payload.0 > extent.payload_of(delta.page, page_size)
+            }
+            _ => {
+                orphans.records += 1;
+                orphans.pages += u64::from(last_orphan.replace(delta.page) != Some(delta.page));
+                orphans.first = Some(orphans.first.map_or(delta.payload, |first| first.min(delta.payload)));
+                false
+            }
+        }
+    });
+    deltas.shrink_to_fit();
+    (deltas, orphans)
+}
+
+fn extent_of(extents: &[Extent], page: u64) -> Option<&Extent> {
+    let before = extents.partition_point(|extent| extent.page <= page);
+    extents.get(before.checked_sub(1)?).filter(|extent| page < extent.end())
+}
+
 /// The pages of one block: which record holds each, the last one met.
 #[derive(Debug)]
-pub struct BlockPages {
-    extents: Run,
+pub struct BlockPages<'a> {
+    pages: Pages<'a>,
     page_size: TargetPageSize,
     data_pages: u64,
     fill_pages: u64,
+    xbzrle_pages: u64,
+    orphan_pages: u64,
+    first_orphan: Option<StreamOffset>,
     records: u64,
+}
+
+#[derive(Debug)]
+enum Pages<'a> {
+    Records { extents: Run, deltas: Vec<Delta> },
+    Mapped(MappedPages<'a>),
 }
 
 /// Where the content of one page is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum PageSource {
+pub enum PageSource<'r> {
     /// No record holds the page.
     Absent,
     /// Every byte of the page is this one.
     Fill(u8),
     /// The page's bytes begin here.
     Data(StreamOffset),
+    /// A compressed page begins here, with its length.
+    Compressed(StreamOffset),
+    /// An earlier content of the page and what changed since.
+    Xbzrle(Chain<'r>),
+}
+
+/// A page that was sent, and then what changed in it, once or more often.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Chain<'r> {
+    base: Base,
+    deltas: &'r [Delta],
+}
+
+/// What a chain of deltas builds on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Base {
+    Fill(u8),
+    Data(StreamOffset),
+    Compressed(StreamOffset),
+}
+
+impl Chain<'_> {
+    /// The page before its first delta.
+    pub fn base(&self) -> PageSource<'static> {
+        match self.base {
+            Base::Fill(byte) => PageSource::Fill(byte),
+            Base::Data(at) => PageSource::Data(at),
+            Base::Compressed(at) => PageSource::Compressed(at),
+        }
+    }
+
+    /// Where the payload of each XBZRLE record is, in the order in which they
+    /// apply.
+    pub fn deltas(&self) -> impl ExactSizeIterator<Item = StreamOffset> + '_ {
+        self.deltas.iter().map(|delta| delta.payload)
+    }
 }
 
 /// Pages in a row with one kind of content.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct PageRun {
+pub struct PageRun<'r> {
     /// Where in the block the first page is.
     pub offset: BlockOffset,
     /// How many pages; at least 1.
     pub pages: u64,
     /// What they hold.
-    pub content: RunContent,
+    pub content: RunContent<'r>,
 }
 
 /// What the pages of a [`PageRun`] hold.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum RunContent {
+pub enum RunContent<'r> {
     /// Every byte of every page is this one.
     Fill(u8),
     /// Data: the first page begins at `first`, each further one `stride`
@@ -222,17 +368,48 @@ pub enum RunContent {
         /// Bytes from the begin of one page to that of the next.
         stride: u64,
     },
+    /// One compressed page, which begins here, with its length.
+    Compressed(StreamOffset),
+    /// One page: an earlier content and what changed since.
+    Xbzrle(Chain<'r>),
 }
 
-impl BlockPages {
-    /// Pages whose last record holds data.
+impl<'a> BlockPages<'a> {
+    /// Pages that a bitmap finds.
+    pub(crate) fn mapped(pages: MappedPages<'a>, page_size: TargetPageSize) -> Self {
+        let data_pages = pages.set_count();
+        Self {
+            data_pages,
+            fill_pages: pages.page_count() - data_pages,
+            xbzrle_pages: 0,
+            orphan_pages: 0,
+            first_orphan: None,
+            records: pages.page_count(),
+            pages: Pages::Mapped(pages),
+            page_size,
+        }
+    }
+
+    /// Pages that hold data, in whatever encoding.
     pub fn data_pages(&self) -> u64 {
         self.data_pages
     }
 
-    /// Pages whose last record is a fill byte.
+    /// Pages whose last record is a fill byte; with mapped-ram, whose bit is
+    /// clear.
     pub fn fill_pages(&self) -> u64 {
         self.fill_pages
+    }
+
+    /// Pages of data that XBZRLE records had a part in.
+    pub fn xbzrle_pages(&self) -> u64 {
+        self.xbzrle_pages
+    }
+
+    /// Pages that have XBZRLE records and nothing that these build on: they
+    /// count as absent. With the offset of the first such record.
+    pub(crate) fn orphans(&self) -> Option<(u64, StreamOffset)> {
+        Some((self.orphan_pages, self.first_orphan?))
     }
 
     /// Records beyond the first of each page.
@@ -241,38 +418,105 @@ impl BlockPages {
     }
 
     /// Where the content of the page that holds `offset` is.
-    pub fn source(&self, offset: BlockOffset) -> PageSource {
+    pub fn source(&self, offset: BlockOffset) -> PageSource<'_> {
         let page = self.page_size.page_of(offset);
-        let before = self.extents.partition_point(|extent| extent.page <= page);
-        let Some(extent) = before.checked_sub(1).and_then(|at| self.extents.get(at)) else {
-            return PageSource::Absent;
+        let (extents, deltas) = match &self.pages {
+            Pages::Mapped(pages) => return pages.source(page),
+            Pages::Records { extents, deltas } => (extents, deltas),
         };
-        match extent.content {
-            _ if page >= extent.end() => PageSource::Absent,
-            RecordContent::Fill(byte) => PageSource::Fill(byte),
-            RecordContent::Data => PageSource::Data(StreamOffset(extent.payload_of(page, self.page_size))),
+        let Some(extent) = extent_of(extents, page) else { return PageSource::Absent };
+        let base = extent.base(page, self.page_size);
+        let first = deltas.partition_point(|delta| delta.page < page);
+        let behind = deltas.get(first..).unwrap_or_default();
+        match chain_of(behind, page) {
+            [] => Chain { base, deltas: &[] }.base(),
+            deltas => PageSource::Xbzrle(Chain { base, deltas }),
         }
     }
 
     /// The runs of pages that touch the bytes from `from` to before `to`, in
     /// ascending order, cut to whole pages of that range. Absent pages are
     /// the gaps between them.
-    pub fn runs(&self, from: BlockOffset, to: BlockOffset) -> impl Iterator<Item = PageRun> + '_ {
+    pub fn runs(&self, from: BlockOffset, to: BlockOffset) -> impl Iterator<Item = PageRun<'_>> + '_ {
         let size = self.page_size;
         // An empty range holds no page, not the one that it lies in.
         let end = if from < to { size.pages_in(to.0) } else { 0 };
-        let first = size.page_of(from);
-        let start = self.extents.partition_point(|extent| extent.end() <= first);
-        let extents = self.extents.get(start..).unwrap_or_default();
-        extents.iter().take_while(move |extent| extent.page < end).map(move |extent| {
-            let cut = extent.slice(extent.page.max(first), extent.end().min(end), size);
-            let content = match cut.content {
-                RecordContent::Fill(byte) => RunContent::Fill(byte),
-                RecordContent::Data => {
-                    RunContent::Data { first: StreamOffset(cut.payload), stride: cut.stride(size) }
+        let pages = size.page_of(from)..end;
+        match &self.pages {
+            Pages::Mapped(mapped) => Runs::Mapped { mapped, pages, size },
+            Pages::Records { extents, deltas } => {
+                let first = extents.partition_point(|extent| extent.end() <= pages.start);
+                let extents = extents.get(first..).unwrap_or_default();
+                let first_delta = deltas.partition_point(|delta| delta.page < pages.start);
+                let deltas = deltas.get(first_delta..).unwrap_or_default();
+                Runs::Records { extents, deltas, pages, size }
+            }
+        }
+    }
+}
+
+/// The deltas at the begin of `deltas` that are of `page`.
+fn chain_of(deltas: &[Delta], page: u64) -> &[Delta] {
+    let len = deltas.iter().take_while(|delta| delta.page == page).count();
+    deltas.get(..len).unwrap_or_default()
+}
+
+impl Extent {
+    fn base(&self, page: u64, page_size: TargetPageSize) -> Base {
+        let at = StreamOffset(self.payload_of(page, page_size));
+        match self.content {
+            Content::Fill(byte) => Base::Fill(byte),
+            Content::Data | Content::Packed => Base::Data(at),
+            Content::Compressed => Base::Compressed(at),
+        }
+    }
+
+    fn run(&self, page_size: TargetPageSize) -> PageRun<'static> {
+        let first = StreamOffset(self.payload);
+        let content = match self.content {
+            Content::Fill(byte) => RunContent::Fill(byte),
+            Content::Data | Content::Packed => RunContent::Data { first, stride: self.stride(page_size) },
+            Content::Compressed => RunContent::Compressed(first),
+        };
+        PageRun { offset: BlockOffset(self.page << page_size.bits()), pages: self.count.into(), content }
+    }
+}
+
+/// The runs of `pages`, from its start on.
+enum Runs<'r, 'a> {
+    Mapped { mapped: &'r MappedPages<'a>, pages: Range<u64>, size: TargetPageSize },
+    Records { extents: &'r [Extent], deltas: &'r [Delta], pages: Range<u64>, size: TargetPageSize },
+}
+
+impl<'r> Iterator for Runs<'r, '_> {
+    type Item = PageRun<'r>;
+
+    fn next(&mut self) -> Option<PageRun<'r>> {
+        match self {
+            Self::Mapped { mapped, pages, size } => {
+                let run = mapped.run_at(pages.clone())?;
+                pages.start = size.page_of(run.offset) + run.pages;
+                Some(run)
+            }
+            Self::Records { extents, deltas, pages, size } => {
+                while extents.first().is_some_and(|extent| extent.end() <= pages.start) {
+                    *extents = extents.get(1..).unwrap_or_default();
                 }
-            };
-            PageRun { offset: BlockOffset(cut.page << size.bits()), pages: cut.count.into(), content }
-        })
+                let extent = extents.first()?;
+                let start = Some(extent.page.max(pages.start)).filter(|start| *start < pages.end)?;
+                let next_delta = deltas.first().map_or(u64::MAX, |delta| delta.page);
+                if next_delta == start {
+                    let chain = chain_of(deltas, start);
+                    *deltas = deltas.get(chain.len()..).unwrap_or_default();
+                    pages.start = start + 1;
+                    let chain = Chain { base: extent.base(start, *size), deltas: chain };
+                    let offset = BlockOffset(start << size.bits());
+                    return Some(PageRun { offset, pages: 1, content: RunContent::Xbzrle(chain) });
+                }
+                let end = extent.end().min(pages.end).min(next_delta);
+                pages.start = end;
+                Some(extent.slice(start, end, *size).run(*size))
+            }
+        }
     }
 }

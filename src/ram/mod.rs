@@ -9,13 +9,17 @@
 //! Each body is read by its own rules, without the stream's description, and
 //! indexed as it goes by. A page is sent again when the guest has written to
 //! it meanwhile; what its last record says is what the guest's memory held.
-//!
-//! Not read: mapped-ram (the pages of such a stream have fixed places in the
-//! file) and the encodings that [`record`] names.
+//! With mapped-ram the block list has the pages, and the bodies nothing.
 
 pub(crate) mod block;
 pub(crate) mod index;
+pub(crate) mod mapped;
+pub(crate) mod page;
 pub(crate) mod record;
+pub(crate) mod sources;
+pub(crate) mod xbzrle;
+
+use std::borrow::Cow;
 
 use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
@@ -25,35 +29,43 @@ use crate::units::{BlockId, BlockOffset, StreamOffset, TargetPageSize, index as 
 use crate::wire::{self, ram_flag};
 
 pub use block::RamBlock;
-pub use index::{BlockPages, PageRun, PageSource, RunContent};
+pub use index::{BlockPages, Chain, PageRun, PageSource, RunContent};
 pub use record::{PageRecord, RecordContent};
 
-use block::BlockList;
+use block::{BlockList, RamLayout};
 use index::IndexBuilder;
+use mapped::MappedPages;
+use page::PageReader;
 use record::{Certainty, PageRecords, RecordState};
+use sources::Sources;
 
 /// How often the index pass says how far it is, in records.
 const RECORDS_PER_REPORT: u64 = 8192;
 
 /// One page of guest memory.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Page<'a> {
     /// The stream does not hold it.
     Absent,
     /// Every byte is this one.
     Fill(u8),
-    /// Its bytes, as they stand in the stream: one target page.
-    Data(&'a [u8]),
+    /// Its bytes, one target page: as they stand in the stream, or put
+    /// together if they are not there as such.
+    Data(Cow<'a, [u8]>),
 }
 
 /// The RAM blocks of a stream and where each of their pages is.
 #[derive(Debug)]
 pub struct Ram<'a> {
     input: &'a [u8],
+    sources: Sources<'a>,
     page_size: TargetPageSize,
     list: BlockList,
-    pages: Vec<BlockPages>,
+    pages: Vec<BlockPages<'a>>,
     pass_count: u64,
+    /// Whether pages went through multifd channels, by words that say so.
+    has_flushes: bool,
+    has_mr_addr: bool,
     /// Where the block list ends.
     first_record: StreamOffset,
 }
@@ -65,7 +77,7 @@ impl<'a> Ram<'a> {
     }
 
     /// The blocks, in the order of the block list.
-    pub fn blocks(&self) -> impl ExactSizeIterator<Item = (BlockId, &RamBlock, &BlockPages)> {
+    pub fn blocks(&self) -> impl ExactSizeIterator<Item = (BlockId, &RamBlock, &BlockPages<'a>)> {
         self.list
             .blocks
             .iter()
@@ -85,7 +97,7 @@ impl<'a> Ram<'a> {
     }
 
     /// The page index of one block; `None` if there is no such number.
-    pub fn pages(&self, id: BlockId) -> Option<&BlockPages> {
+    pub fn pages(&self, id: BlockId) -> Option<&BlockPages<'a>> {
         self.pages.get(id.0)
     }
 
@@ -96,6 +108,26 @@ impl<'a> Ram<'a> {
         all - pages.data_pages() - pages.fill_pages()
     }
 
+    /// Pages that XBZRLE records change but no record holds whole: they count
+    /// as absent. How many, and the offset of the first such record.
+    pub(crate) fn orphans(&self) -> Option<(u64, StreamOffset)> {
+        let all = self.pages.iter().filter_map(BlockPages::orphans);
+        all.reduce(|(count, first), (more, at)| (count + more, first.min(at)))
+    }
+
+    /// Whether this is the main channel of a multifd migration, and the other
+    /// channels are not here. It looks like any stream but for its pages:
+    /// those of zeros may be there, those of data are not, and no guest is
+    /// without data. MULTIFD_FLUSH alone shows nothing: QEMU 8.1.0 wrote it
+    /// into every stream.
+    pub(crate) fn is_lone_channel(&self) -> bool {
+        // With `x-ignore-shared` blocks may be missing.
+        let is_whole = || self.has_mr_addr || self.blocks().all(|(id, ..)| self.absent_pages(id) == 0);
+        let any = |count: fn(&BlockPages<'a>) -> u64| self.pages.iter().any(|pages| count(pages) > 0);
+        let is_sent = self.has_flushes || any(BlockPages::fill_pages);
+        is_sent && !any(BlockPages::data_pages) && !is_whole()
+    }
+
     /// How many times QEMU went over the blocks: 1 for a guest that was
     /// stopped, more for a live one. 0 if there is no page record.
     pub fn pass_count(&self) -> u64 {
@@ -104,24 +136,52 @@ impl<'a> Ram<'a> {
 
     /// The page that holds `offset` of a block, in any order, at the price of
     /// a binary search. Absent outside the block.
-    pub fn page(&self, id: BlockId, offset: BlockOffset) -> Page<'a> {
-        match self.pages(id).map_or(PageSource::Absent, |pages| pages.source(offset)) {
+    ///
+    /// # Errors
+    /// If the page is compressed or of XBZRLE records, and what the stream has
+    /// for it cannot be decoded.
+    pub fn page(&self, id: BlockId, offset: BlockOffset) -> Result<Page<'a>> {
+        let source = self.pages(id).map_or(PageSource::Absent, |pages| pages.source(offset));
+        Ok(match source {
             PageSource::Absent => Page::Absent,
             PageSource::Fill(byte) => Page::Fill(byte),
-            PageSource::Data(at) => self.data(at).map_or(Page::Absent, Page::Data),
-        }
+            PageSource::Data(at) => self.data(at).map_or(Page::Absent, |data| Page::Data(data.into())),
+            PageSource::Compressed(_) | PageSource::Xbzrle(_) => {
+                Page::Data(PageReader::new(self).read(&source)?.to_vec().into())
+            }
+        })
     }
 
-    /// The page of data at `at`. The index holds only pages that were there.
+    /// Supplies the content of a block that the stream does not have
+    /// (`x-ignore-shared`): all of its bytes, from the file that was shared.
+    /// What the stream has of it is left out.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Malformed`] if `content` is not as long as the block.
+    pub fn supply(&mut self, id: BlockId, content: &'a [u8]) -> Result<()> {
+        let (Some(block), Some(pages)) = (self.list.get(id), self.pages.get_mut(id.0)) else { return Ok(()) };
+        let place = self.sources.add(content).filter(|_| content.len() as u64 == block.used_length);
+        let Some(place) = place else {
+            let met = format!("{:#x} bytes", content.len());
+            let expected = format!("{:#x}, the length of RAM block \"{}\"", block.used_length, block.idstr);
+            let kind = ErrorKind::Malformed { what: "shared file", met, expected };
+            return Err(Error::at(block.offset, kind));
+        };
+        let whole = MappedPages::whole(place, block.used_length, self.page_size);
+        *pages = BlockPages::mapped(whole, self.page_size);
+        Ok(())
+    }
+
+    /// The page of data at `at`. The index holds only pages that were there;
+    /// the last one of a block may be shorter.
     pub(crate) fn data(&self, at: StreamOffset) -> Option<&'a [u8]> {
-        let start = to_index(at.0)?;
-        let end = start.checked_add(to_index(self.page_size.bytes())?)?;
-        self.input.get(start..end)
+        let bytes = self.sources.from(at)?;
+        Some(bytes.get(..to_index(self.page_size.bytes())?).unwrap_or(bytes))
     }
 
-    /// All of the input, for copies of many pages.
-    pub(crate) fn input(&self) -> &'a [u8] {
-        self.input
+    /// The bytes that pages are in.
+    pub(crate) fn sources(&self) -> &Sources<'a> {
+        &self.sources
     }
 
     /// All page records again, in the order of the stream, superseded ones
@@ -160,6 +220,8 @@ pub(crate) struct RamReader<'a, 'p> {
     indexed_size: TargetPageSize,
     builders: Vec<IndexBuilder>,
     passes: PassCounter,
+    has_flushes: bool,
+    has_mr_addr: bool,
     progress: &'p Progress,
 }
 
@@ -168,15 +230,26 @@ pub(crate) struct RamReader<'a, 'p> {
 struct PassCounter {
     count: u64,
     last: Option<(BlockId, u64)>,
+    /// How many pages a page may be behind another of the same pass.
+    disorder: u64,
 }
+
+/// Threads that compress pages, at most: each may be a page late.
+const COMPRESS_THREADS: u64 = 255;
 
 impl PassCounter {
     #[inline]
-    fn note(&mut self, block: BlockId, page: u64) {
-        if self.last.is_none_or(|last| (block, page) <= last) {
-            self.count += 1;
+    fn note(&mut self, record: &PageRecord, page: u64) {
+        if record.content == RecordContent::Compressed {
+            self.disorder = COMPRESS_THREADS;
         }
-        self.last = Some((block, page));
+        let place = (record.block, page + self.disorder);
+        if self.last.is_none_or(|last| place <= last) {
+            self.count += 1;
+            self.last = None;
+        }
+        let place = (record.block, page);
+        self.last = Some(self.last.map_or(place, |last| last.max(place)));
     }
 }
 
@@ -197,6 +270,8 @@ impl<'a, 'p> RamReader<'a, 'p> {
             indexed_size: size,
             builders: Vec::new(),
             passes: PassCounter::default(),
+            has_flushes: false,
+            has_mr_addr: false,
             progress,
         }
     }
@@ -227,15 +302,27 @@ impl<'a, 'p> RamReader<'a, 'p> {
                 ErrorKind::Malformed { what: "start of the ram section", met, expected },
             ));
         }
-        if layout.mapped_ram {
-            let feature = "mapped-ram (capability mapped-ram)".to_owned();
-            return Err(Error::at(at, ErrorKind::Unsupported { feature }));
-        }
-        let list = BlockList::parse(cursor, word & !ram_flag::MASK_256, layout.mr_addr)?;
+        let list = BlockList::parse(cursor, word & !ram_flag::MASK_256, layout)?;
+        self.settle_mapped(at, &list)?;
+        self.has_mr_addr = layout.mr_addr;
         self.builders = list.blocks.iter().map(|_| IndexBuilder::default()).collect();
         self.list = Some(list);
         self.first_record = cursor.offset();
         self.read_records(cursor)
+    }
+
+    /// With mapped-ram, takes the page size that the headers give.
+    fn settle_mapped(&mut self, at: StreamOffset, list: &BlockList) -> Result<()> {
+        let mut sizes = list.mapped.iter().flatten().map(|header| header.page_size);
+        let Some(size) = sizes.next() else { return Ok(()) };
+        if let Some(other) = sizes.find(|other| *other != size) {
+            let (met, expected) = (format!("{other}"), format!("{size}, as the other blocks have"));
+            let what = "page size of a mapped-ram block";
+            return Err(Error::at(at, ErrorKind::Malformed { what, met, expected }));
+        }
+        self.indexed_size = size;
+        self.state = RecordState::new(size, Certainty::Settled);
+        Ok(())
     }
 
     /// Reads page records up to the end of a body, and indexes them.
@@ -245,9 +332,13 @@ impl<'a, 'p> RamReader<'a, 'p> {
         let mut until_report = RECORDS_PER_REPORT;
         while let Some(record) = records.next() {
             let record = record?;
+            if !list.mapped.is_empty() {
+                let why = "a page record, where mapped-ram has none".to_owned();
+                return Err(Error::at(record.payload, ErrorKind::RamFlags { flags: 0, why }));
+            }
             let page_size = records.page_size();
             let page = page_size.page_of(record.offset);
-            self.passes.note(record.block, page);
+            self.passes.note(&record, page);
             if let Some(builder) = self.builders.get_mut(record.block.0) {
                 builder.push(page, record.content, record.payload, page_size);
             }
@@ -257,6 +348,7 @@ impl<'a, 'p> RamReader<'a, 'p> {
                 until_report = RECORDS_PER_REPORT;
             }
         }
+        self.has_flushes |= records.flush_count() > 0;
         self.state = records.state();
         *cursor = records.cursor();
         self.progress.set(cursor.offset().0);
@@ -272,15 +364,39 @@ impl<'a, 'p> RamReader<'a, 'p> {
     /// The finished index; `None` if no `ram` section was met.
     pub(crate) fn finish(self) -> Option<Ram<'a>> {
         let page_size = self.state.page_size;
+        let list = self.list?;
+        let pages = if list.mapped.is_empty() {
+            self.builders.into_iter().map(|builder| builder.finish(page_size)).collect()
+        } else {
+            mapped_pages(self.input, &list, page_size)
+        };
         Some(Ram {
             input: self.input,
+            sources: Sources::new(self.input),
             page_size,
-            list: self.list?,
-            pages: self.builders.into_iter().map(|builder| builder.finish(page_size)).collect(),
+            list,
+            pages,
             pass_count: self.passes.count,
+            has_flushes: self.has_flushes,
+            has_mr_addr: self.has_mr_addr,
             first_record: self.first_record,
         })
     }
+}
+
+/// The pages of each block of a mapped-ram stream.
+fn mapped_pages<'a>(input: &'a [u8], list: &BlockList, page_size: TargetPageSize) -> Vec<BlockPages<'a>> {
+    let blocks = list.blocks.iter().zip(&list.mapped);
+    let mut mapped: Vec<Option<MappedPages<'a>>> = blocks
+        .map(|(block, header)| Some(MappedPages::new(input, header.as_ref()?, block.used_length)))
+        .collect();
+    let order = mapped::word_order(mapped.iter().flatten().copied(), input);
+    mapped.iter_mut().flatten().for_each(|block| block.set_order(order));
+    let absent = || IndexBuilder::default().finish(page_size);
+    mapped
+        .into_iter()
+        .map(|block| block.map_or_else(absent, |block| BlockPages::mapped(block, page_size)))
+        .collect()
 }
 
 /// What is known of the target page size before the first page.
@@ -292,11 +408,4 @@ pub(crate) enum PageSizeHint {
     Likely(TargetPageSize),
     /// Nothing.
     Unknown,
-}
-
-/// What the configuration says of the section's layout.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct RamLayout {
-    pub(crate) mapped_ram: bool,
-    pub(crate) mr_addr: bool,
 }

@@ -3,6 +3,9 @@
 //! ```text
 //! be64 offset | ZERO     [str8 idstr]  u8 fill byte
 //! be64 offset | PAGE     [str8 idstr]  one target page of bytes
+//! be64 offset | XBZRLE   [str8 idstr]  what changed since the page's record before
+//! be64 offset | COMPRESS_PAGE [str8 idstr]  be32 length, zlib stream of one page
+//! be64          MULTIFD_FLUSH                          pages so far are in the channels
 //! be64          EOS                                    ends the body
 //! ```
 //!
@@ -10,9 +13,9 @@
 //! record before, which may stand in an earlier section. The offset is the
 //! page's place in its block. A page sent again replaces what was sent before.
 //!
-//! Not read here: XBZRLE, COMPRESS_PAGE, MULTIFD_FLUSH, HOOK. Each is an error
-//! that names it, because what follows such a record, or what the page holds,
-//! could only be guessed.
+//! Not read: HOOK, which is RDMA's and never in a file. What XBZRLE and
+//! COMPRESS_PAGE hold is for [`xbzrle`](super::xbzrle) and
+//! [`page`](super::page).
 //!
 //! Source followed: QEMU `migration/ram.c` (`ram_save_target_page`,
 //! `save_page_header`, `ram_load_precopy`).
@@ -21,6 +24,8 @@ use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::idstr::Idstr;
 use crate::ram::block::{BlockList, RamBlock};
+use crate::ram::page::{Inflater, compress_bound};
+use crate::ram::xbzrle;
 use crate::units::{BlockId, BlockOffset, StreamOffset, TargetPageSize};
 use crate::wire::ram_flag;
 
@@ -33,7 +38,7 @@ pub struct PageRecord {
     pub offset: BlockOffset,
     /// What the record says of it.
     pub content: RecordContent,
-    /// Where the fill byte or the page's data stands.
+    /// Where the fill byte, the page's data, or what stands for it begins.
     pub payload: StreamOffset,
 }
 
@@ -44,6 +49,10 @@ pub enum RecordContent {
     Fill(u8),
     /// One target page of bytes, at the record's payload.
     Data,
+    /// A page that is compressed: its length and a zlib stream.
+    Compressed,
+    /// What changed in the page since its record before.
+    Xbzrle,
 }
 
 /// What one `ram` section leaves to the next.
@@ -96,6 +105,8 @@ pub(crate) struct PageRecords<'a, 's> {
     /// Length of the current block, 0 if there is none: spares a look-up.
     used_length: u64,
     mask: u64,
+    /// How many MULTIFD_FLUSH words there have been.
+    flush_count: u64,
     done: bool,
 }
 
@@ -103,7 +114,7 @@ impl<'a, 's> PageRecords<'a, 's> {
     pub(crate) fn new(cursor: Cursor<'a>, list: &'s BlockList, state: RecordState) -> Self {
         let used_length = state.current.and_then(|id| list.get(id)).map_or(0, |block| block.used_length);
         let mask = flag_mask(state.page_size);
-        Self { cursor, list, state, used_length, mask, done: false }
+        Self { cursor, list, state, used_length, mask, flush_count: 0, done: false }
     }
 
     pub(crate) fn cursor(&self) -> Cursor<'a> {
@@ -115,41 +126,80 @@ impl<'a, 's> PageRecords<'a, 's> {
         self.state
     }
 
+    /// How many MULTIFD_FLUSH words have been met: all pages that went through
+    /// multifd channels so far stand before them.
+    #[inline]
+    pub(crate) fn flush_count(&self) -> u64 {
+        self.flush_count
+    }
+
     /// The size of a target page, as far as it is known by now.
     #[inline]
     pub(crate) fn page_size(&self) -> TargetPageSize {
         self.state.page_size
     }
 
-    fn parse(&mut self) -> Result<Option<PageRecord>> {
-        let at = self.cursor.offset();
-        let word = self.cursor.be64()?;
-        let mut flags = word & self.mask;
-        if self.state.certainty != Certainty::Settled {
-            flags = self.flags_of_any_size(word);
+    /// Reads the next word that is not a mere mark. Gives its place and flags.
+    #[inline]
+    fn read_word(&mut self) -> Result<(StreamOffset, u64, u64)> {
+        loop {
+            let at = self.cursor.offset();
+            let word = self.cursor.be64()?;
+            let mut flags = word & self.mask;
+            if self.state.certainty != Certainty::Settled {
+                flags = self.flags_of_any_size(word);
+            }
+            if flags != ram_flag::MULTIFD_FLUSH {
+                return Ok((at, word, flags));
+            }
+            self.flush_count += 1;
         }
-        let is_data = match flags & !ram_flag::CONTINUE {
-            ram_flag::PAGE => true,
-            ram_flag::ZERO => false,
+    }
+
+    fn parse(&mut self) -> Result<Option<PageRecord>> {
+        let (at, word, flags) = self.read_word()?;
+        let content = match flags & !ram_flag::CONTINUE {
+            ram_flag::PAGE => RecordContent::Data,
+            ram_flag::ZERO => RecordContent::Fill(0),
+            ram_flag::XBZRLE => RecordContent::Xbzrle,
+            ram_flag::COMPRESS_PAGE => RecordContent::Compressed,
             ram_flag::EOS if flags == ram_flag::EOS => return Ok(None),
             _ => return Err(Error::at(at, refused_flags(flags))),
         };
         let block = self.block(flags, at)?;
         if self.state.certainty != Certainty::Settled {
-            self.learn(at, block, word, is_data)?;
+            self.learn(at, block, word, content)?;
         }
         let offset = word & !self.mask;
         if offset & (self.state.page_size.bytes() - 1) != 0 || offset >= self.used_length {
             return Err(self.outside(at, block, offset));
         }
         let payload = self.cursor.offset();
-        let content = if is_data {
-            self.cursor.bytes(self.state.page_size.bytes())?;
-            RecordContent::Data
-        } else {
-            RecordContent::Fill(self.cursor.u8()?)
-        };
+        let content = self.read_payload(content)?;
         Ok(Some(PageRecord { block, offset: BlockOffset(offset), content, payload }))
+    }
+
+    /// Moves behind the payload of a record. Gives its content, the fill byte
+    /// read.
+    #[inline]
+    fn read_payload(&mut self, content: RecordContent) -> Result<RecordContent> {
+        let page_size = self.state.page_size;
+        match content {
+            RecordContent::Data => self.cursor.bytes(page_size.bytes()).map(drop)?,
+            RecordContent::Fill(_) => return self.cursor.u8().map(RecordContent::Fill),
+            RecordContent::Xbzrle => xbzrle::read_payload(&mut self.cursor, page_size).map(drop)?,
+            RecordContent::Compressed => {
+                let at = self.cursor.offset();
+                let len = u64::from(self.cursor.be32()?);
+                let bound = compress_bound(page_size);
+                if len > bound {
+                    let what = "length of a compressed page";
+                    return Err(Error::at(at, ErrorKind::Limit { what, met: len, bound }));
+                }
+                self.cursor.bytes(len)?;
+            }
+        }
+        Ok(content)
     }
 
     /// The flags of a word while the page size is open. Where pages are of
@@ -157,7 +207,7 @@ impl<'a, 's> PageRecords<'a, 's> {
     /// record has them set together with its own flag.
     #[cold]
     fn flags_of_any_size(&mut self, word: u64) -> u64 {
-        let is_page = word & (ram_flag::PAGE | ram_flag::ZERO) != 0;
+        let is_page = word & (ram_flag::PAGE | ram_flag::ZERO | ram_flag::XBZRLE) != 0;
         let has_high_flags = word & ram_flag::MASK & !ram_flag::MASK_256 != 0;
         if is_page && has_high_flags && matches!(self.state.certainty, Certainty::Unknown { .. }) {
             self.mask = ram_flag::MASK_256;
@@ -167,14 +217,19 @@ impl<'a, 's> PageRecords<'a, 's> {
 
     /// Learns the page size from a record whose name has been read.
     #[cold]
-    fn learn(&mut self, at: StreamOffset, block: BlockId, word: u64, is_data: bool) -> Result<()> {
+    fn learn(&mut self, at: StreamOffset, block: BlockId, word: u64, content: RecordContent) -> Result<()> {
         let seen = match self.state.certainty {
             Certainty::Unknown { offsets } => offsets | word & !self.mask,
             _ => 0,
         };
         let hint = self.state.fitting(seen);
-        if is_data {
-            let found = infer_page_size(self.cursor, block, self.list, hint).unwrap_or(hint);
+        let found = match content {
+            RecordContent::Data => infer_page_size(self.cursor, block, self.list, hint),
+            RecordContent::Compressed => Inflater::new().page_size(self.cursor),
+            RecordContent::Fill(_) | RecordContent::Xbzrle => None,
+        };
+        if matches!(content, RecordContent::Data | RecordContent::Compressed) {
+            let found = found.unwrap_or(hint);
             if seen & (found.bytes() - 1) != 0 {
                 let met = format!("one that is a multiple of {hint} only, up to this page of {found} bytes");
                 let expected = format!("multiples of {found}");
@@ -253,11 +308,6 @@ fn unknown_block(at: StreamOffset, idstr: &[u8]) -> Error {
 fn refused_flags(flags: u64) -> ErrorKind {
     let unsupported = |feature: &str| ErrorKind::Unsupported { feature: feature.to_owned() };
     match flags & !ram_flag::CONTINUE {
-        ram_flag::XBZRLE => unsupported("an XBZRLE page (capability xbzrle)"),
-        ram_flag::COMPRESS_PAGE => unsupported("a COMPRESS_PAGE page (capability compress, QEMU 2.4 to 9.0)"),
-        ram_flag::MULTIFD_FLUSH => unsupported(
-            "a MULTIFD_FLUSH record: this is the main channel of a multifd migration, and the pages went through other channels. It",
-        ),
         ram_flag::HOOK => unsupported("a HOOK record (RDMA)"),
         ram_flag::FULL => unsupported("a FULL record (streams before version 4)"),
         ram_flag::MEM_SIZE => ErrorKind::RamFlags {
@@ -308,20 +358,25 @@ fn is_plausible(mut at: Cursor<'_>, block: BlockId, list: &BlockList, size: Targ
         }
         let Ok(word) = at.be64() else { return false };
         let flags = word & mask;
-        skip = match flags & !ram_flag::CONTINUE {
-            ram_flag::PAGE => size.bytes(),
-            ram_flag::ZERO => 1,
+        let kind = flags & !ram_flag::CONTINUE;
+        match kind {
+            ram_flag::PAGE | ram_flag::ZERO | ram_flag::COMPRESS_PAGE => {}
             // Then comes a footer, or without footers the next record.
             ram_flag::EOS => {
                 let next = at.peek();
                 return word == ram_flag::EOS && next.is_none_or(|byte| matches!(byte, 0..=4 | 8 | 0x7e));
             }
             _ => return false,
-        };
+        }
         if flags & ram_flag::CONTINUE == 0 {
             let Some(id) = at.str8().ok().and_then(|idstr| list.find(idstr)) else { return false };
             used_length = list.get(id).map_or(0, |block| block.used_length);
         }
+        skip = match kind {
+            ram_flag::PAGE => size.bytes(),
+            ram_flag::ZERO => 1,
+            _ => at.be32().map_or(u64::MAX, u64::from),
+        };
         let offset = word & !mask;
         if offset & (size.bytes() - 1) != 0 || offset >= used_length {
             return false;

@@ -53,11 +53,15 @@ impl Naive {
                             0 => counted(&mut rest, 1).to_vec(),
                             _ => this.records[this.records.len() - 1].0.clone(),
                         };
-                        let content = match word & 0x08 {
-                            0 => Content::Fill(take(&mut rest, 1)[0]),
-                            _ => Content::Data(take(&mut rest, page_size).to_vec()),
+                        let offset = word & !flags;
+                        let content = match word & flags & !0x20 {
+                            0x02 => Content::Fill(take(&mut rest, 1)[0]),
+                            0x08 => Content::Data(take(&mut rest, page_size).to_vec()),
+                            0x40 => Content::Data(this.changed(&name, offset, page_size, &mut rest)),
+                            0x100 => Content::Data(inflate(counted(&mut rest, 4))),
+                            met => panic!("flags {met:#x}"),
                         };
-                        this.records.push((name, word & !flags, content));
+                        this.records.push((name, offset, content));
                     }
                     if rest.first() == Some(&0x7e) {
                         take(&mut rest, 5);
@@ -65,6 +69,24 @@ impl Naive {
                 }
             }
         }
+    }
+
+    /// The page that an XBZRLE record makes of the one before it.
+    fn changed(&self, name: &[u8], offset: u64, page_size: usize, rest: &mut &[u8]) -> Vec<u8> {
+        let before = self.records.iter().rev().find(|(known, at, _)| known == name && *at == offset);
+        let mut page = match &before.expect("the page was sent before").2 {
+            Content::Fill(byte) => vec![*byte; page_size],
+            Content::Data(bytes) => bytes.clone(),
+        };
+        assert_eq!(take(rest, 1), [1]);
+        let (mut pairs, mut at) = (counted(rest, 2), 0);
+        while !pairs.is_empty() {
+            at += leb128(&mut pairs);
+            let len = leb128(&mut pairs);
+            page[at..at + len].copy_from_slice(take(&mut pairs, len));
+            at += len;
+        }
+        page
     }
 
     /// The pages of a block as the last record of each has them, by offset.
@@ -111,6 +133,19 @@ fn number(rest: &mut &[u8], len: usize) -> u64 {
 fn counted<'a>(rest: &mut &'a [u8], width: usize) -> &'a [u8] {
     let len = number(rest, width);
     take(rest, len as usize)
+}
+
+fn leb128(rest: &mut &[u8]) -> usize {
+    match take(rest, 1)[0] {
+        low @ ..0x80 => low.into(),
+        low => usize::from(low & 0x7f) | usize::from(take(rest, 1)[0]) << 7,
+    }
+}
+
+fn inflate(compressed: &[u8]) -> Vec<u8> {
+    let mut page = Vec::new();
+    std::io::Read::read_to_end(&mut flate2::read::ZlibDecoder::new(compressed), &mut page).expect("inflates");
+    page
 }
 
 fn skip_subsection(rest: &mut &[u8]) {

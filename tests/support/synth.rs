@@ -96,6 +96,25 @@ pub fn block_list(total: u64, blocks: &[Block]) -> Vec<u8> {
     bytes
 }
 
+fn encode_xbzrle(pairs: &[(usize, &[u8])]) -> Vec<u8> {
+    let leb128 = |len: usize| match len {
+        ..0x80 => vec![len as u8],
+        _ => vec![len as u8 | 0x80, (len >> 7) as u8],
+    };
+    let pairs: Vec<u8> = pairs
+        .iter()
+        .flat_map(|(keep, new)| [leb128(*keep), leb128(new.len()), new.to_vec()].concat())
+        .collect();
+    [&[1], (pairs.len() as u16).to_be_bytes().as_slice(), &pairs].concat()
+}
+
+fn deflate(page: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut encoder, page).unwrap();
+    let stream = encoder.finish().unwrap();
+    [(stream.len() as u32).to_be_bytes().as_slice(), &stream].concat()
+}
+
 /// The page records of one `ram` body.
 #[derive(Clone, Default, Debug)]
 pub struct Records(Vec<u8>);
@@ -130,6 +149,27 @@ impl Records {
     /// A fill page of the same block as the page before.
     pub fn next_fill(self, offset: u64, byte: u8) -> Self {
         self.word(offset | ZERO | CONTINUE, &[byte])
+    }
+
+    /// What changed in a page: bytes to keep and bytes to put behind them, in
+    /// pairs.
+    pub fn xbzrle(self, block: impl AsRef<[u8]>, offset: u64, pairs: &[(usize, &[u8])]) -> Self {
+        self.word(offset | XBZRLE, &[str8(block), encode_xbzrle(pairs)].concat())
+    }
+
+    /// The same, of the same block as the page before.
+    pub fn next_xbzrle(self, offset: u64, pairs: &[(usize, &[u8])]) -> Self {
+        self.word(offset | XBZRLE | CONTINUE, &encode_xbzrle(pairs))
+    }
+
+    /// A compressed page, its block named.
+    pub fn compressed(self, block: impl AsRef<[u8]>, offset: u64, page: &[u8]) -> Self {
+        self.word(offset | COMPRESS_PAGE, &[str8(block), deflate(page)].concat())
+    }
+
+    /// A compressed page of the same block as the page before.
+    pub fn next_compressed(self, offset: u64, page: &[u8]) -> Self {
+        self.word(offset | COMPRESS_PAGE | CONTINUE, &deflate(page))
     }
 
     /// The records and the word that ends a body.

@@ -188,9 +188,10 @@ impl Serialize for MemoryText<'_, '_> {
             }
             let Some(block) = self.ram.block(record.block) else { continue };
             let key = format!("{} ({:#018x})", block.idstr, record.offset.0);
-            let text = match self.ram.page(record.block, record.offset) {
+            let page = self.ram.page(record.block, record.offset);
+            let text = match page.map_err(serde::ser::Error::custom)? {
                 Page::Fill(byte) => format!("Filled with {byte:#04x}"),
-                Page::Data(bytes) => hex(bytes),
+                Page::Data(bytes) => hex(&bytes),
                 Page::Absent => continue,
             };
             map.serialize_entry(&key, &text)?;

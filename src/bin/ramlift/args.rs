@@ -52,6 +52,10 @@ pub(crate) struct ExtractArgs {
     /// Write only this RAM block's image; may be given again
     #[arg(long = "block", value_name = "IDSTR")]
     pub(crate) blocks: Vec<String>,
+    /// The file that a RAM block was shared through, for a stream without it
+    /// (capability x-ignore-shared); may be given again
+    #[arg(long = "shared-file", value_name = "IDSTR=PATH", value_parser = parse_shared_file)]
+    pub(crate) shared_files: Vec<SharedFile>,
     /// Replace files that exist
     #[arg(long)]
     pub(crate) force: bool,
@@ -61,6 +65,19 @@ pub(crate) struct ExtractArgs {
     /// Show neither progress nor what was written; warnings stay
     #[arg(short, long)]
     pub(crate) quiet: bool,
+}
+
+/// `IDSTR=PATH`. A block's name has no `=`; if one had, the file's would have
+/// to have none.
+#[derive(Clone)]
+pub(crate) struct SharedFile {
+    pub(crate) idstr: String,
+    pub(crate) path: PathBuf,
+}
+
+fn parse_shared_file(text: &str) -> Result<SharedFile, String> {
+    let (idstr, path) = text.split_once('=').ok_or("expected IDSTR=PATH")?;
+    Ok(SharedFile { idstr: idstr.to_owned(), path: path.into() })
 }
 
 #[derive(Args)]

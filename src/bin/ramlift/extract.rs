@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use ramlift::{BlockFiles, BlockId, Device, Input, Progress, Ram, Stream, image_len, scatter};
 use serde::Serialize;
 
-use crate::args::ExtractArgs;
+use crate::args::{ExtractArgs, SharedFile};
 use crate::exit::{Exit, Failure};
 use crate::info::{self, Source};
 use crate::output::Staging;
@@ -35,6 +35,7 @@ struct BlockEntry {
     used_length: u64,
     page_size: u64,
     data_pages: u64,
+    xbzrle_pages: u64,
     fill_pages: u64,
     absent_pages: u64,
     status: Status,
@@ -76,7 +77,9 @@ fn extract(args: &ExtractArgs) -> Result<Exit, Failure> {
     let path = &args.stream;
     let input = Input::open(path).map_err(Failure::input(path))?;
     let bar = progress::is_visible(args.quiet);
-    let stream = progress::index(&input, bar)?;
+    let shared = args.shared_files.iter().map(open_shared).collect::<Result<Vec<_>, _>>()?;
+    let mut stream = progress::index(&input, bar)?;
+    supply_shared(path, &mut stream, &shared)?;
     let blocks = choose_blocks(path, &stream, &args.blocks)?;
     let target = args.output.clone().map_or_else(|| default_target(path), Ok)?;
     let mut staging = Staging::new(&target, args.force, path)?;
@@ -137,6 +140,30 @@ fn choose_blocks(path: &Path, stream: &Stream<'_>, names: &[String]) -> Result<V
     }
     let is_chosen = |block: &ramlift::RamBlock| names.iter().any(|name| is_named(name, block));
     Ok(ram.blocks().filter(|(_, block, _)| is_chosen(block)).map(|(id, ..)| id).collect())
+}
+
+/// A RAM block's name and the file that it was shared through.
+type Shared = (String, Input);
+
+fn open_shared(file: &SharedFile) -> Result<Shared, Failure> {
+    let input = Input::open(&file.path).map_err(Failure::input(&file.path))?;
+    Ok((file.idstr.clone(), input))
+}
+
+/// Gives the stream the blocks that it does not have itself.
+fn supply_shared<'a>(path: &Path, stream: &mut Stream<'a>, files: &'a [Shared]) -> Result<(), Failure> {
+    for (idstr, file) in files {
+        let ids = choose_blocks(path, stream, std::slice::from_ref(idstr))?;
+        for id in ids {
+            let is_absent = stream.ram().is_some_and(|ram| Status::of(ram, id) == Status::Absent);
+            if !is_absent {
+                let text = format!("--shared-file: RAM block \"{idstr}\" is in the stream itself");
+                return Err(Failure::Other(text));
+            }
+            stream.supply(id, file.bytes()).map_err(Failure::input(file.path()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Names the files of an extraction that was there before, by its manifest:
@@ -210,6 +237,7 @@ fn block_entries(stream: &Stream<'_>, blocks: &[BlockId], images: &[Option<Strin
             used_length: block.used_length,
             page_size: ram.page_size().bytes(),
             data_pages: pages.data_pages(),
+            xbzrle_pages: pages.xbzrle_pages(),
             fill_pages: pages.fill_pages(),
             absent_pages: ram.absent_pages(*id),
             status: Status::of(ram, *id),

@@ -52,6 +52,7 @@ struct Block {
     host_page_size: Option<u64>,
     mr_addr: Option<u64>,
     data_pages: u64,
+    xbzrle_pages: u64,
     fill_pages: u64,
     resent_pages: u64,
     absent_pages: u64,
@@ -146,12 +147,13 @@ pub(crate) fn warnings(stream: &Stream<'_>) -> Vec<String> {
 }
 
 fn blocks(ram: &Ram<'_>) -> Vec<Block> {
-    let block = |(id, block, pages): (_, &ramlift::RamBlock, &ramlift::BlockPages)| Block {
+    let block = |(id, block, pages): (_, &ramlift::RamBlock, &ramlift::BlockPages<'_>)| Block {
         idstr: block.idstr.to_string(),
         used_length: block.used_length,
         host_page_size: block.host_page_size,
         mr_addr: block.mr_addr,
         data_pages: pages.data_pages(),
+        xbzrle_pages: pages.xbzrle_pages(),
         fill_pages: pages.fill_pages(),
         resent_pages: pages.resent_pages(),
         absent_pages: ram.absent_pages(id),
@@ -228,15 +230,16 @@ fn write_blocks(out: &mut impl Write, report: &Report) -> io::Result<()> {
     writeln!(out, "\nRAM blocks, pages sent in {} {passes}", report.passes)?;
     writeln!(
         out,
-        "  {:>14} {:>10} {:>10} {:>10} {:>10}  idstr",
-        "bytes", "data", "fill", "re-sent", "never sent"
+        "  {:>14} {:>10} {:>10} {:>10} {:>10} {:>10}  idstr",
+        "bytes", "data", "of XBZRLE", "fill", "re-sent", "never sent"
     )?;
     for block in &report.blocks {
         writeln!(
             out,
-            "  {:>14} {:>10} {:>10} {:>10} {:>10}  {}",
+            "  {:>14} {:>10} {:>10} {:>10} {:>10} {:>10}  {}",
             block.used_length,
             block.data_pages,
+            block.xbzrle_pages,
             block.fill_pages,
             block.resent_pages,
             block.absent_pages,

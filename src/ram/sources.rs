@@ -1,0 +1,62 @@
+//! Where pages are: in the stream itself, or in a file beside it.
+//!
+//! The index keeps one number for a page's place. The stream's own bytes have
+//! their offset; those of another source have its number in the high bits.
+
+use crate::units::{StreamOffset, index};
+
+/// Bits of a place that are an offset in its source: 4 PiB.
+const OFFSET_BITS: u32 = 52;
+
+/// Sources there can be, the stream included.
+const SOURCES: usize = 1 << (63 - OFFSET_BITS);
+
+/// The bytes that pages are in.
+#[derive(Clone, Debug)]
+pub(crate) struct Sources<'a> {
+    stream: &'a [u8],
+    others: Vec<&'a [u8]>,
+}
+
+impl<'a> Sources<'a> {
+    pub(crate) fn new(stream: &'a [u8]) -> Self {
+        Self { stream, others: Vec::new() }
+    }
+
+    /// Adds a source. Gives the place of its first byte; `None` if it is too
+    /// long or one too many.
+    pub(crate) fn add(&mut self, bytes: &'a [u8]) -> Option<StreamOffset> {
+        if bytes.len() as u64 >> OFFSET_BITS != 0 || self.others.len() + 1 >= SOURCES {
+            return None;
+        }
+        self.others.push(bytes);
+        Some(StreamOffset((self.others.len() as u64) << OFFSET_BITS))
+    }
+
+    /// The bytes of a source from a place on.
+    #[inline]
+    pub(crate) fn from(&self, at: StreamOffset) -> Option<&'a [u8]> {
+        let offset = index(at.0 & ((1 << OFFSET_BITS) - 1))?;
+        let source = match index(at.0 >> OFFSET_BITS)? {
+            0 => self.stream,
+            nth => self.others.get(nth - 1)?,
+        };
+        source.get(offset..)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_leads_to_its_source() {
+        let mut sources = Sources::new(b"stream");
+        let at = sources.add(b"other").unwrap();
+        assert_eq!(sources.from(StreamOffset(2)), Some(b"ream".as_slice()));
+        assert_eq!(sources.from(at.checked_add(1).unwrap()), Some(b"ther".as_slice()));
+        assert_eq!(sources.from(at.checked_add(6).unwrap()), None);
+        assert_eq!(sources.from(StreamOffset(2 << OFFSET_BITS)), None);
+        assert_eq!(sources.from(StreamOffset(u64::MAX)), None);
+    }
+}
