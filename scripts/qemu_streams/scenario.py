@@ -3,7 +3,7 @@
 import mmap
 from pathlib import Path
 
-from . import StreamError, command, firmware
+from . import StreamError, capture, command, firmware
 from .process import Deadline, Qemu
 from .rows import Row
 
@@ -19,6 +19,10 @@ UNLIMITED = 1 << 40  # bytes per second
 # raised. Even then it has a limit, because QEMU looks at a new downtime limit up
 # to 100 ms later and goes on with its passes until then.
 LOW, RAISED = 1.5, 8
+# What multifd compression leaves of this guest's pages. QEMU's limit is on what goes
+# out; 7.2 reckons with what goes into compression.
+COMPRESSED = 1 / 128
+COMPRESSED_LIMIT_SINCE = (8, 0)
 NEVER_MS, ALWAYS_MS = 1, 60_000  # downtime limits
 
 
@@ -31,25 +35,26 @@ def run(row: Row, size: int, qemu: Qemu, directory: Path) -> dict:
         qemu.execute("cont")
         _wait_for_guest(row, size, directory)
     _set_capabilities(row, qemu)
+    uri = _uri(row, qemu)
     match row.scenario:
         case "paused":
             qemu.execute("stop")
             _set_limits(qemu, UNLIMITED, ALWAYS_MS)
-            _migrate(qemu)
+            qemu.execute("migrate", uri=uri)
         case "live":
-            _set_limits(qemu, int(size * LOW), NEVER_MS)
-            _migrate(qemu)
+            _set_limits(qemu, int(size * LOW * _share_sent(row, qemu)), NEVER_MS)
+            qemu.execute("migrate", uri=uri)
             _wait_for_passes(qemu)
             _set_limits(qemu, size * RAISED, ALWAYS_MS)
     return _wait_for_end(qemu)
 
 
-def collect(directory: Path) -> Path:
+def collect(directory: Path) -> list[Path]:
     """The complete stream, once QEMU has ended."""
     deadline = Deadline(WAIT_SECONDS)
     while not (directory / STREAM).exists():
         deadline.poll("the stream to be written")
-    return directory / STREAM
+    return [directory / STREAM]
 
 
 def _wait_for_guest(row: Row, size: int, directory: Path) -> None:
@@ -69,10 +74,11 @@ def _wait_for_guest(row: Row, size: int, directory: Path) -> None:
 
 
 def _set_capabilities(row: Row, qemu: Qemu) -> None:
-    if not row.capabilities:
-        return
-    wanted = [{"capability": name, "state": True} for name in row.capabilities]
-    qemu.execute("migrate-set-capabilities", capabilities=wanted)
+    if row.capabilities:
+        wanted = [{"capability": name, "state": True} for name in row.capabilities]
+        qemu.execute("migrate-set-capabilities", capabilities=wanted)
+    if row.parameters:
+        qemu.execute("migrate-set-parameters", **dict(row.parameters))
 
 
 def _set_limits(qemu: Qemu, bandwidth: int, downtime_ms: int) -> None:
@@ -80,13 +86,20 @@ def _set_limits(qemu: Qemu, bandwidth: int, downtime_ms: int) -> None:
     qemu.execute("migrate-set-parameters", **limits)
 
 
-def _migrate(qemu: Qemu) -> None:
+def _uri(row: Row, qemu: Qemu) -> str:
+    if row.channels:
+        return f"unix:{capture.SOCKET}"
     if qemu.version >= FILE_URI_SINCE:
-        uri = f"file:{STREAM}"
-    else:
-        # QEMU may say "completed" before cat has written all: the name says when.
-        uri = f"exec:cat > {PARTIAL} && mv {PARTIAL} {STREAM}"
-    qemu.execute("migrate", uri=uri)
+        return f"file:{STREAM}"
+    # QEMU may say "completed" before cat has written all: the name says when.
+    return f"exec:cat > {PARTIAL} && mv {PARTIAL} {STREAM}"
+
+
+def _share_sent(row: Row, qemu: Qemu) -> float:
+    """The part of memory's size that counts towards the limit of bandwidth."""
+    compressed = "multifd-compression" in dict(row.parameters)
+    counted = qemu.version >= COMPRESSED_LIMIT_SINCE
+    return COMPRESSED if compressed and counted else 1
 
 
 def _wait_for_passes(qemu: Qemu) -> None:
