@@ -80,6 +80,7 @@ mod header;
 mod idstr;
 mod input;
 mod json;
+mod multifd;
 mod progress;
 mod ram;
 mod section;
@@ -96,6 +97,9 @@ pub use header::Configuration;
 pub use idstr::Idstr;
 pub use input::Input;
 pub use json::{DeviceJson, StateJson};
+pub use multifd::{
+    Channel, DeviceStatePacket, MultifdCompression, Packet, PacketContent, PacketPage, RamPacket,
+};
 pub use progress::Progress;
 pub use ram::{BlockPages, Page, PageRecord, PageRun, PageSource, Ram, RamBlock, RecordContent, RunContent};
 pub use section::{Command, Handler, Section, SectionType};

@@ -550,7 +550,7 @@ fn registers_are_those_of_microvm() {
 
 #[test]
 fn every_stream_here_is_tested() {
-    let tests = include_str!("golden.rs");
+    let tests = [include_str!("golden.rs"), include_str!("multifd.rs")].concat();
     for name in manifest().as_object().unwrap().keys() {
         assert!(tests.contains(&format!("(\"{name}\"")), "{name}");
     }

@@ -20,6 +20,10 @@ pub struct Naive {
     pub blocks: Vec<(Vec<u8>, u64)>,
     /// Block, offset and content of each record, in the order of the stream.
     pub records: Vec<(Vec<u8>, u64, Content)>,
+    /// For each EOS, how many records stand before it.
+    pub ends: Vec<usize>,
+    /// For each MULTIFD_FLUSH, how many records stand before it.
+    pub flushes: Vec<usize>,
 }
 
 impl Naive {
@@ -47,7 +51,12 @@ impl Naive {
                     loop {
                         let word = number(&mut rest, 8);
                         if word == 0x10 {
+                            this.ends.push(this.records.len());
                             break;
+                        }
+                        if word == 0x200 {
+                            this.flushes.push(this.records.len());
+                            continue;
                         }
                         let name = match word & 0x20 {
                             0 => counted(&mut rest, 1).to_vec(),
