@@ -325,6 +325,14 @@ fn finds_devices_by_their_footers_where_there_is_no_description() {
     check_without_description("pc-10.0-no-vmdesc", paused("pc-i440fx-10.0"), 30);
 }
 
+// Postcopy: devices in a package, then pages of the guest that was stopped.
+
+#[test]
+fn pages_sent_by_postcopy_are_the_last_ones() {
+    check_without_description("pc-10.0-postcopy", live("pc-i440fx-10.0"), 30);
+    check_without_description("pc-11.1-postcopy", live("pc-i440fx-11.1"), 30);
+}
+
 // Other targets.
 
 #[test]

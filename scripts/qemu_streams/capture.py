@@ -6,7 +6,7 @@ begins like a stream; the others begin with a packet of 64 bytes that has the nu
 of the channel at CHANNEL_ID.
 
 `Relay` stands between two QEMUs. It passes on both directions and keeps what comes
-from the first.
+from the one that sends its guest.
 """
 
 import socket
@@ -58,7 +58,7 @@ class Listener:
         self._acceptor.join()
         self._server.close()
 
-    def collect(self) -> list[Path]:
+    def collect(self, entry: dict) -> list[Path]:
         """The main channel and the others in order, once QEMU has ended."""
         self.close()
         deadline = Deadline(END_SECONDS)
@@ -93,14 +93,14 @@ class Listener:
 
 
 class Relay:
-    """Takes one connection at SOCKET and passes it on to INCOMING."""
+    """Takes one connection at SOCKET of a directory and passes it on to another."""
 
-    def __init__(self, directory: Path, kept: Path):
+    def __init__(self, directory: Path, incoming: Path, kept: Path):
         self._server = socket.socket(socket.AF_UNIX)
         self._server.bind(str(directory / SOCKET))
         self._server.listen(1)
         self._threads = [
-            threading.Thread(target=self._pass_on, args=(directory, kept), daemon=True)
+            threading.Thread(target=self._pass_on, args=(incoming, kept), daemon=True)
         ]
         self._threads[0].start()
 
@@ -111,10 +111,10 @@ class Relay:
             deadline.poll("the connection to end")
         self._server.close()
 
-    def _pass_on(self, directory: Path, kept: Path) -> None:
+    def _pass_on(self, incoming: Path, kept: Path) -> None:
         source, _ = self._server.accept()
         destination = socket.socket(socket.AF_UNIX)
-        destination.connect(str(directory / INCOMING))
+        destination.connect(str(incoming))
         back = threading.Thread(
             target=_keep, args=(destination, source, None), daemon=True
         )

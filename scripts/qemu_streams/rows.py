@@ -90,7 +90,7 @@ class Row:
     def backend_bytes(self, backend: Backend, size: int) -> int:
         """Size of a backend if the RAM size asked for is `size`."""
         whole = int((self.board.ram_bytes or size) * backend.share) // MIB * MIB
-        written = self.scenario == "live" and backend is not self.dimm
+        written = self.scenario != "paused" and backend is not self.dimm
         return whole - LIVE_SHORTFALL if written else whole
 
     def ram_bytes(self, size: int) -> int:
@@ -218,6 +218,8 @@ ROWS = (
     Row("pc-mapped-ram-live", PC, "live", capabilities=("mapped-ram",)),
     Row("pc-mapped-ram-multifd", PC, capabilities=("mapped-ram", "multifd")),
     Row("pc-ignore-shared", PC, capabilities=("x-ignore-shared",)),
+    # Taken in by another QEMU, which runs before it has all pages.
+    Row("pc-postcopy", PC, "postcopy", capabilities=("postcopy-ram",)),
     # Pages in channels of their own.
     multifd("pc-multifd", "paused", 2),
     multifd("pc-multifd-live", "live", 4),

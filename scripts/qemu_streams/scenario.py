@@ -34,7 +34,7 @@ def run(row: Row, size: int, qemu: Qemu, directory: Path) -> dict:
     if row.board.firmware:
         qemu.execute("cont")
         _wait_for_guest(row, size, directory)
-    _set_capabilities(row, qemu)
+    set_capabilities(row, qemu)
     uri = _uri(row, qemu)
     match row.scenario:
         case "paused":
@@ -46,6 +46,11 @@ def run(row: Row, size: int, qemu: Qemu, directory: Path) -> dict:
             qemu.execute("migrate", uri=uri)
             _wait_for_passes(qemu)
             _set_limits(qemu, size * RAISED, ALWAYS_MS)
+        case "postcopy":
+            _set_limits(qemu, int(size * LOW), NEVER_MS)
+            qemu.execute("migrate", uri=uri)
+            _wait_for_passes(qemu)
+            qemu.execute("migrate-start-postcopy")
     return _wait_for_end(qemu)
 
 
@@ -73,7 +78,8 @@ def _wait_for_guest(row: Row, size: int, directory: Path) -> None:
                 deadline.poll("the guest to fill its RAM")
 
 
-def _set_capabilities(row: Row, qemu: Qemu) -> None:
+def set_capabilities(row: Row, qemu: Qemu) -> None:
+    """Sets the capabilities and parameters of the migration."""
     if row.capabilities:
         wanted = [{"capability": name, "state": True} for name in row.capabilities]
         qemu.execute("migrate-set-capabilities", capabilities=wanted)
@@ -87,7 +93,7 @@ def _set_limits(qemu: Qemu, bandwidth: int, downtime_ms: int) -> None:
 
 
 def _uri(row: Row, qemu: Qemu) -> str:
-    if row.channels:
+    if row.channels or row.scenario == "postcopy":
         return f"unix:{capture.SOCKET}"
     if qemu.version >= FILE_URI_SINCE:
         return f"file:{STREAM}"

@@ -80,6 +80,11 @@ use unpack::Unpacker;
 
 /// What went through one connection of a multifd migration.
 ///
+/// A page may be there several times, and in several channels. The copy of the
+/// highest [epoch](RamPacket::epoch) is what the guest held; the epochs of the
+/// main channel are counted by its MULTIFD_FLUSH records or, if its START
+/// section has none, by the ends of its `ram` sections.
+///
 /// All of it has been looked at once, but for compressed payloads: those are
 /// looked at by [`unpack`](Self::unpack).
 #[derive(Clone, Copy, Debug)]

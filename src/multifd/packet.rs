@@ -52,8 +52,9 @@ pub enum Packet<'a> {
 pub struct RamPacket<'a> {
     /// Where in the channel the packet begins.
     pub at: StreamOffset,
-    /// QEMU's count of packets over all channels. Not every number is there,
-    /// and before QEMU 9.0 one may be there twice: see [`multifd`](super).
+    /// QEMU's count of packets over all channels. It orders nothing: before
+    /// QEMU 9.0 a number may be missing and another be there twice, and later
+    /// it is counted when the packet is sent, not when its pages are chosen.
     pub packet_num: u64,
     /// SYNC packets that the channel has before this one.
     pub epoch: u64,
