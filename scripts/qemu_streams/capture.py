@@ -11,6 +11,7 @@ from the one that sends its guest.
 
 import socket
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,9 +30,9 @@ END_SECONDS = 60
 
 
 @contextmanager
-def listen(directory: Path):
+def listen(directory: Path, pace: int | None = None):
     """A `Listener` for the length of a with block."""
-    listener = Listener(directory)
+    listener = Listener(directory, pace)
     try:
         yield listener
     finally:
@@ -39,10 +40,14 @@ def listen(directory: Path):
 
 
 class Listener:
-    """Takes connections at SOCKET of a directory until it is closed."""
+    """Takes connections at SOCKET of a directory until it is closed.
 
-    def __init__(self, directory: Path):
+    With a `pace`, it takes so many bytes a second of each, and not more.
+    """
+
+    def __init__(self, directory: Path, pace: int | None):
         self._directory = directory
+        self._pace = pace
         self._server = socket.socket(socket.AF_UNIX)
         self._server.bind(str(directory / SOCKET))
         self._server.listen(32)
@@ -86,7 +91,7 @@ class Listener:
             connection.settimeout(None)
             path = self._directory / f"connection-{len(self._connections)}"
             thread = threading.Thread(
-                target=_keep, args=(connection, None, path), daemon=True
+                target=_keep, args=(connection, None, path, self._pace), daemon=True
             )
             self._connections.append((path, thread))
             thread.start()
@@ -123,7 +128,12 @@ class Relay:
         _keep(source, destination, kept)
 
 
-def _keep(source: socket.socket, sink: socket.socket | None, path: Path | None) -> None:
+def _keep(
+    source: socket.socket,
+    sink: socket.socket | None,
+    path: Path | None,
+    pace: int | None = None,
+) -> None:
     """Moves bytes until the source ends; to a socket, to a file, or to both."""
     file = path.open("wb") if path else None
     try:
@@ -132,6 +142,8 @@ def _keep(source: socket.socket, sink: socket.socket | None, path: Path | None) 
                 file.write(data)
             if sink:
                 sink.sendall(data)
+            if pace:
+                time.sleep(len(data) / pace)
     except OSError:
         pass  # a peer that is gone ends the connection as its end does
     finally:

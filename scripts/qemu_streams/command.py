@@ -54,8 +54,7 @@ def pattern(length: int) -> bytes:
 def arguments(row: Row, size: int, incoming: bool = False) -> list[str]:
     """The row's QEMU arguments, without the program and the QMP connection.
 
-    With `incoming`, those of a QEMU that takes in the migration of the first. Its
-    memory is anonymous: postcopy needs that, as files cannot be waited for.
+    With `incoming`, those of a QEMU that takes in the migration of the first.
     """
     machine = [row.machine_type, row.machine_options]
     if row.board.ram_id and not row.numa:
@@ -66,7 +65,7 @@ def arguments(row: Row, size: int, incoming: bool = False) -> list[str]:
         "-nodefaults", "-no-user-config",
         "-display", "none",
         "-S",
-        *_memory(row, size, incoming),
+        *_memory(row, size, incoming or row.scenario == "snapshot"),
         *_content(row),
         *row.board.options,
         *row.options,
@@ -75,6 +74,10 @@ def arguments(row: Row, size: int, incoming: bool = False) -> list[str]:
 
 
 def _memory(row: Row, size: int, anonymous: bool) -> list[str]:
+    """Memory in files, or none: QEMU must be able to wait for the pages of a guest
+    that takes in postcopy, and for what the guest of a background snapshot writes to,
+    and cannot with a file.
+    """
     args = []
     if row.board.ram_id:
         hotplug = f",slots=1,maxmem={DIMM_MAX}" if row.dimm else ""

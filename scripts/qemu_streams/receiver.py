@@ -21,8 +21,9 @@ def receive(row: Row, size: int, host: Host, directory: Path):
     if row.scenario == "postcopy":
         with _destination(row, size, host, directory) as destination:
             yield destination
-    elif row.channels:
-        with capture.listen(directory) as listener:
+    elif row.channels or row.scenario == "snapshot":
+        pace = size if row.scenario == "snapshot" else None
+        with capture.listen(directory, pace) as listener:
             yield listener
     else:
         yield _File(directory)

@@ -220,6 +220,8 @@ ROWS = (
     Row("pc-ignore-shared", PC, capabilities=("x-ignore-shared",)),
     # Taken in by another QEMU, which runs before it has all pages.
     Row("pc-postcopy", PC, "postcopy", capabilities=("postcopy-ram",)),
+    # Of the instant at which it begins, taken while the guest goes on.
+    Row("pc-snapshot", PC, "snapshot", capabilities=("background-snapshot",)),
     # Pages in channels of their own.
     multifd("pc-multifd", "paused", 2),
     multifd("pc-multifd-live", "live", 4),
