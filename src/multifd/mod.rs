@@ -33,6 +33,12 @@
 //! All channels and the main one have the same number of sync points; where
 //! one has less, it is cut off, or belongs to another migration.
 //!
+//! MULTIFD_FLUSH alone does not show that there are channels. The first
+//! releases of QEMU 8.1 write it into every stream, multifd or not, until
+//! commit d4f34485ca8a ("migration: Non multifd migration don't care about
+//! multifd flushes"), in v8.2.0 and v8.1's later ones: such a stream has its
+//! pages in PAGE records, like any other.
+//!
 //! A packet with SYNC may have pages: before QEMU 9.0, when a channel has not
 //! yet taken up the pages that it was given. They belong to the epoch that the
 //! packet ends, and a packet without pages and without SYNC follows it.
