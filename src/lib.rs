@@ -81,6 +81,7 @@ mod header;
 mod idstr;
 mod input;
 mod json;
+mod multifd;
 mod pace;
 mod progress;
 mod ram;
@@ -99,6 +100,9 @@ pub use header::Configuration;
 pub use idstr::Idstr;
 pub use input::Input;
 pub use json::{DeviceJson, StateJson};
+pub use multifd::{
+    Channel, DeviceStatePacket, MultifdCompression, Packet, PacketContent, PacketPage, RamPacket,
+};
 pub use progress::Progress;
 pub use ram::{
     BlockPages, Chain, Page, PageRecord, PageRun, PageSource, Ram, RamBlock, RecordContent, RunContent,

@@ -132,3 +132,28 @@ pub(crate) mod pointer {
     /// Precedes an element that is there, in arrays allocated on load (11.0+).
     pub(crate) const VMS_MARKER_PTR_VALID: u8 = 0x31;
 }
+
+/// multifd channels, from `migration/multifd.h`.
+pub(crate) mod multifd {
+    /// The first four bytes of a channel and of each packet.
+    pub(crate) const MULTIFD_MAGIC: u32 = 0x1122_3344;
+    /// The only version that QEMU has written since 4.0.
+    pub(crate) const MULTIFD_VERSION: u32 = 1;
+    /// The channels meet here; one packet of each has it for one such point.
+    pub(crate) const MULTIFD_FLAG_SYNC: u32 = 1;
+    /// How the pages are compressed. Three bits before QEMU 9.1.
+    pub(crate) const MULTIFD_FLAG_COMPRESSION_MASK: u32 = 0x1f << 1;
+    /// A device's state, with a header of its own. Since QEMU 10.0.
+    pub(crate) const MULTIFD_FLAG_DEVICE_STATE: u32 = 32 << 1;
+    /// Bytes of guest memory that a packet is for: the pages in a packet are
+    /// at most this over the page size, and its header has room for as many.
+    pub(crate) const MULTIFD_PACKET_SIZE: u64 = 512 << 10;
+    /// Bytes of a packet's payload. QEMU reads into a buffer of this size,
+    /// which `deflate` and zstd cannot fill with a packet's pages.
+    pub(crate) const PAYLOAD_LEN: u64 = 2 * MULTIFD_PACKET_SIZE;
+    /// Bytes of the name in a packet, NUL included.
+    pub(crate) const RAMBLOCK_LEN: u64 = 256;
+    /// The largest window of zstd, as a power of two: that of level 20, the
+    /// highest that QEMU takes. It is what one channel's reader allocates.
+    pub(crate) const ZSTD_WINDOW_LOG: u32 = 25;
+}

@@ -325,6 +325,29 @@ fn finds_devices_by_their_footers_where_there_is_no_description() {
     check_without_description("pc-10.0-no-vmdesc", paused("pc-i440fx-10.0"), 30);
 }
 
+// Postcopy: devices in a package, then pages of the guest that was stopped.
+
+#[test]
+fn pages_sent_by_postcopy_are_the_last_ones() {
+    check_without_description("pc-10.0-postcopy", live("pc-i440fx-10.0"), 30);
+    check_without_description("pc-11.1-postcopy", live("pc-i440fx-11.1"), 30);
+}
+
+// A background snapshot: of the instant at which it begins.
+
+#[test]
+fn pages_in_the_order_in_which_the_guest_writes_to_them_are_found() {
+    let golden = Golden::unpack("pc-10.0-snapshot");
+    golden.extract().expect_code(0);
+    assert!(golden.compare_images() > 0);
+    assert_eq!(golden.undecoded_devices(), Vec::<Value>::new());
+    let mut info = golden.info();
+    // They are not in order, but each of them is there once.
+    assert!(info["passes"].as_u64().unwrap() > 1);
+    info["passes"] = 1.into();
+    check_facts(&info, paused("pc-i440fx-10.0"));
+}
+
 // Other targets.
 
 #[test]
@@ -554,7 +577,7 @@ fn registers_are_those_of_microvm() {
 
 #[test]
 fn every_stream_here_is_tested() {
-    let tests = include_str!("golden.rs");
+    let tests = [include_str!("golden.rs"), include_str!("multifd.rs")].concat();
     for name in manifest().as_object().unwrap().keys() {
         assert!(tests.contains(&format!("(\"{name}\"")), "{name}");
     }

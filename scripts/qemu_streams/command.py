@@ -51,8 +51,11 @@ def pattern(length: int) -> bytes:
     return bytes(data)
 
 
-def arguments(row: Row, size: int) -> list[str]:
-    """The row's QEMU arguments, without the program and the QMP connection."""
+def arguments(row: Row, size: int, incoming: bool = False) -> list[str]:
+    """The row's QEMU arguments, without the program and the QMP connection.
+
+    With `incoming`, those of a QEMU that takes in the migration of the first.
+    """
     machine = [row.machine_type, row.machine_options]
     if row.board.ram_id and not row.numa:
         machine.append(f"memory-backend={row.board.ram_id}")
@@ -62,24 +65,31 @@ def arguments(row: Row, size: int) -> list[str]:
         "-nodefaults", "-no-user-config",
         "-display", "none",
         "-S",
-        *_memory(row, size),
+        *_memory(row, size, incoming or row.scenario == "snapshot"),
         *_content(row),
         *row.board.options,
         *row.options,
+        *(["-incoming", "defer"] if incoming else []),
     ]  # fmt: skip
 
 
-def _memory(row: Row, size: int) -> list[str]:
+def _memory(row: Row, size: int, anonymous: bool) -> list[str]:
+    """Memory in files, or none: QEMU must be able to wait for the pages of a guest
+    that takes in postcopy, and for what the guest of a background snapshot writes to,
+    and cannot with a file.
+    """
     args = []
     if row.board.ram_id:
         hotplug = f",slots=1,maxmem={DIMM_MAX}" if row.dimm else ""
         args += ["-m", f"size={row.ram_bytes(size) >> 10}K{hotplug}"]
     for backend in row.backends():
         kibibytes = row.backend_bytes(backend, size) >> 10
+        kind = "ram," if anonymous else "file,share=on,"
+        path = "" if anonymous else f"mem-path={backend_file(backend)},"
         args += [
             "-object",
-            f"memory-backend-file,id={backend.id},size={kibibytes}K,share=on,"
-            f"mem-path={backend_file(backend)},{backend.naming}",
+            f"memory-backend-{kind}id={backend.id},size={kibibytes}K,"
+            f"{path}{backend.naming}",
         ]
     for node in row.numa:
         args += ["-numa", f"node,memdev={node.id}"]

@@ -18,6 +18,7 @@ class Offer:
     version: tuple[int, ...]
     machines: frozenset[str]
     capabilities: frozenset[str]
+    parameters: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,11 @@ class Host:
             with process.start(self, binary, nothing, Path(directory)) as qemu:
                 machines = qemu.execute("query-machines")
                 capabilities = qemu.execute("query-migrate-capabilities")
+                parameters = qemu.execute("query-migrate-parameters")
         names = [machine["name"] for machine in machines]
         names += [machine["alias"] for machine in machines if "alias" in machine]
         known = frozenset(entry["capability"] for entry in capabilities)
-        return Offer(qemu.version, frozenset(names), known)
+        return Offer(qemu.version, frozenset(names), known, frozenset(parameters))
 
     def missing(self, row: Row) -> str:
         """What the row needs and QEMU here does not have; empty if nothing."""
@@ -74,4 +76,7 @@ class Host:
         if offer.version < row.board.since:
             return "needs QEMU " + ".".join(map(str, row.board.since))
         unknown = [name for name in row.capabilities if name not in offer.capabilities]
-        return f"no capability {unknown[0]}" if unknown else ""
+        if unknown:
+            return f"no capability {unknown[0]}"
+        unknown = [name for name, _ in row.parameters if name not in offer.parameters]
+        return f"no parameter {unknown[0]}" if unknown else ""

@@ -63,6 +63,7 @@ class Row:
     machine_options: str = ""
     options: tuple[str, ...] = ()
     capabilities: tuple[str, ...] = ()
+    parameters: tuple[tuple[str, object], ...] = ()  # of the migration
     numa: tuple[Backend, ...] = ()  # main memory in nodes, in node order
     dimm: Backend | None = None
     naming: str = PLAIN_ID
@@ -70,6 +71,11 @@ class Row:
     @property
     def machine_type(self) -> str:
         return self.machine or self.board.machine
+
+    @property
+    def channels(self) -> bool:
+        """Whether the pages go through connections of their own."""
+        return "multifd" in self.capabilities and "mapped-ram" not in self.capabilities
 
     def main_backends(self) -> tuple[Backend, ...]:
         """The backends that make up main memory, in order of address."""
@@ -84,7 +90,7 @@ class Row:
     def backend_bytes(self, backend: Backend, size: int) -> int:
         """Size of a backend if the RAM size asked for is `size`."""
         whole = int((self.board.ram_bytes or size) * backend.share) // MIB * MIB
-        written = self.scenario == "live" and backend is not self.dimm
+        written = self.scenario != "paused" and backend is not self.dimm
         return whole - LIVE_SHORTFALL if written else whole
 
     def ram_bytes(self, size: int) -> int:
@@ -160,6 +166,21 @@ USB = (
 SLIRP = ("-netdev", "user,id=net0", "-device", "e1000,netdev=net0,romfile=")
 UUID = ("-uuid", "5c1f0a52-93d1-4f0e-8a3b-2f6d7e904b11")
 
+
+
+def multifd(name: str, scenario: str, channels: int, **parameters) -> Row:
+    """A row whose pages go through `channels` connections."""
+    every = {"multifd-channels": channels} | {
+        key.replace("_", "-"): value for key, value in parameters.items()
+    }
+    return Row(
+        name, PC, scenario, capabilities=("multifd",), parameters=tuple(every.items())
+    )
+
+
+ZLIB, ZSTD = ({"multifd_compression": method} for method in ("zlib", "zstd"))
+LEGACY, MULTIFD = ({"zero_page_detection": where} for where in ("legacy", "multifd"))
+
 ROWS = (
     # x86: one pass, and several.
     Row("pc-paused", PC),
@@ -197,6 +218,35 @@ ROWS = (
     Row("pc-mapped-ram-live", PC, "live", capabilities=("mapped-ram",)),
     Row("pc-mapped-ram-multifd", PC, capabilities=("mapped-ram", "multifd")),
     Row("pc-ignore-shared", PC, capabilities=("x-ignore-shared",)),
+    # Taken in by another QEMU, which runs before it has all pages.
+    Row("pc-postcopy", PC, "postcopy", capabilities=("postcopy-ram",)),
+    # Of the instant at which it begins, taken while the guest goes on.
+    Row("pc-snapshot", PC, "snapshot", capabilities=("background-snapshot",)),
+    # Pages in channels of their own.
+    multifd("pc-multifd", "paused", 2),
+    multifd("pc-multifd-live", "live", 4),
+    multifd("pc-multifd-zlib", "paused", 3, **ZLIB),
+    multifd("pc-multifd-zlib-live", "live", 2, **ZLIB),
+    multifd("pc-multifd-zstd", "paused", 3, **ZSTD),
+    multifd("pc-multifd-zstd-live", "live", 2, **ZSTD),
+    # Zero pages in the main channel, as all QEMUs before 9.0 send them, or in packets.
+    multifd("pc-multifd-legacy", "paused", 2, **LEGACY),
+    multifd("pc-multifd-legacy-live", "live", 3, **LEGACY),
+    multifd("pc-multifd-zero-live", "live", 2, **MULTIFD),
+    multifd("pc-multifd-zlib-legacy-live", "live", 2, **ZLIB, **LEGACY),
+    # Channels in step at each section, not at each pass: machine types up to 8.0.
+    replace(
+        multifd("pc-multifd-machine-7.2", "paused", 2),
+        machine="pc-i440fx-7.2",
+    ),
+    replace(
+        multifd("pc-multifd-machine-7.2-live", "live", 3, **LEGACY),
+        machine="pc-i440fx-7.2",
+    ),
+    replace(
+        multifd("pc-multifd-machine-7.2-zstd-live", "live", 2, **ZSTD),
+        machine="pc-i440fx-7.2",
+    ),
     # Other targets.
     Row("aarch64-virt", AARCH64, options=("-smp", "2")),
     Row("riscv64-virt", RISCV64),

@@ -1,9 +1,8 @@
 """What is done with a QEMU from its start until its stream is complete."""
 
-import mmap
 from pathlib import Path
 
-from . import StreamError, command, firmware
+from . import StreamError, capture, firmware
 from .process import Deadline, Qemu
 from .rows import Row
 
@@ -19,60 +18,80 @@ UNLIMITED = 1 << 40  # bytes per second
 # raised. Even then it has a limit, because QEMU looks at a new downtime limit up
 # to 100 ms later and goes on with its passes until then.
 LOW, RAISED = 1.5, 8
+# What multifd compression leaves of this guest's pages. QEMU's limit is on what goes
+# out; 7.2 reckons with what goes into compression.
+COMPRESSED = 1 / 128
+COMPRESSED_LIMIT_SINCE = (8, 0)
 NEVER_MS, ALWAYS_MS = 1, 60_000  # downtime limits
 
 
-def run(row: Row, size: int, qemu: Qemu, directory: Path) -> dict:
-    """Takes the row to the end of its migration; returns QEMU's figures of it.
-
-    The guest is stopped from then on: what its RAM holds is what the stream says.
-    """
+def prepare(row: Row, size: int, qemu: Qemu) -> None:
+    """Takes the row to where its migration can begin."""
     if row.board.firmware:
         qemu.execute("cont")
-        _wait_for_guest(row, size, directory)
-    _set_capabilities(row, qemu)
+        _wait_for_guest(qemu)
+    set_capabilities(row, qemu)
+    if row.scenario in ("paused", "snapshot"):
+        qemu.execute("stop")
+
+
+def migrate(row: Row, size: int, qemu: Qemu) -> dict:
+    """Takes the row to the end of its migration; returns QEMU's figures of it.
+
+    The guest is stopped from then on: what its RAM holds is what the stream says,
+    unless the stream is a background snapshot.
+    """
     match row.scenario:
         case "paused":
-            qemu.execute("stop")
             _set_limits(qemu, UNLIMITED, ALWAYS_MS)
-            _migrate(qemu)
+            _migrate(row, qemu)
         case "live":
-            _set_limits(qemu, int(size * LOW), NEVER_MS)
-            _migrate(qemu)
+            _set_limits(qemu, int(size * LOW * _share_sent(row, qemu)), NEVER_MS)
+            _migrate(row, qemu)
             _wait_for_passes(qemu)
             _set_limits(qemu, size * RAISED, ALWAYS_MS)
+        case "postcopy":
+            _set_limits(qemu, int(size * LOW), NEVER_MS)
+            _migrate(row, qemu)
+            _wait_for_passes(qemu)
+            qemu.execute("migrate-start-postcopy")
+        case "snapshot":
+            # QEMU first sends a page that the guest is about to write to. It sets no
+            # limit to bandwidth then: the socket's other end does.
+            _migrate(row, qemu)
+            _wait_for_bytes(qemu, size // 16)
+            qemu.execute("cont")
+            return _wait_for_completion(qemu)
     return _wait_for_end(qemu)
 
 
-def collect(directory: Path) -> Path:
+def collect(directory: Path) -> list[Path]:
     """The complete stream, once QEMU has ended."""
     deadline = Deadline(WAIT_SECONDS)
     while not (directory / STREAM).exists():
         deadline.poll("the stream to be written")
-    return directory / STREAM
+    return [directory / STREAM]
 
 
-def _wait_for_guest(row: Row, size: int, directory: Path) -> None:
+def _wait_for_guest(qemu: Qemu) -> None:
     """Waits until the guest has filled RAM: its first page counts the rounds."""
-    first = row.main_backends()[0]
-    length = row.backend_bytes(first, size)
     at = firmware.FILL_START + firmware.COUNTER
     deadline = Deadline(WAIT_SECONDS)
-    with open(directory / command.backend_file(first), "rb") as file:
-        with mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ) as ram:
-            # Zero before the fill, then the page's address, then the count.
-            while True:
-                count = int.from_bytes(ram[at : at + 4], "little")
-                if count != at and count >= GUEST_ROUNDS:
-                    return
-                deadline.poll("the guest to fill its RAM")
+    # Zero before the fill, then the page's address, then the count.
+    while True:
+        count = int(qemu.monitor(f"xp /1wx {at:#x}").split()[-1], 16)
+        if count != at and count >= GUEST_ROUNDS:
+            return
+        deadline.poll("the guest to fill its RAM")
 
 
-def _set_capabilities(row: Row, qemu: Qemu) -> None:
-    if not row.capabilities:
-        return
-    wanted = [{"capability": name, "state": True} for name in row.capabilities]
-    qemu.execute("migrate-set-capabilities", capabilities=wanted)
+def set_capabilities(row: Row, qemu: Qemu) -> None:
+    """Sets the capabilities and parameters of the migration."""
+    if row.capabilities:
+        wanted = [{"capability": name, "state": True} for name in row.capabilities]
+        qemu.execute("migrate-set-capabilities", capabilities=wanted)
+    if row.parameters:
+        qemu.execute("migrate-set-parameters", **dict(row.parameters))
 
 
 def _set_limits(qemu: Qemu, bandwidth: int, downtime_ms: int) -> None:
@@ -80,13 +99,22 @@ def _set_limits(qemu: Qemu, bandwidth: int, downtime_ms: int) -> None:
     qemu.execute("migrate-set-parameters", **limits)
 
 
-def _migrate(qemu: Qemu) -> None:
-    if qemu.version >= FILE_URI_SINCE:
+def _migrate(row: Row, qemu: Qemu) -> None:
+    if row.channels or row.scenario in ("postcopy", "snapshot"):
+        uri = f"unix:{capture.SOCKET}"
+    elif qemu.version >= FILE_URI_SINCE:
         uri = f"file:{STREAM}"
     else:
         # QEMU may say "completed" before cat has written all: the name says when.
         uri = f"exec:cat > {PARTIAL} && mv {PARTIAL} {STREAM}"
     qemu.execute("migrate", uri=uri)
+
+
+def _share_sent(row: Row, qemu: Qemu) -> float:
+    """The part of memory's size that counts towards the limit of bandwidth."""
+    compressed = "multifd-compression" in dict(row.parameters)
+    counted = qemu.version >= COMPRESSED_LIMIT_SINCE
+    return COMPRESSED if compressed and counted else 1
 
 
 def _wait_for_passes(qemu: Qemu) -> None:
@@ -101,13 +129,22 @@ def _wait_for_passes(qemu: Qemu) -> None:
         deadline.poll(f"pass {LIVE_PASSES}")
 
 
-def _wait_for_end(qemu: Qemu) -> dict:
+def _wait_for_bytes(qemu: Qemu, count: int) -> None:
     deadline = Deadline(WAIT_SECONDS)
-    while True:
-        info = _status(qemu)
-        if info.get("status") == "completed":
-            break
+    while _status(qemu).get("ram", {}).get("transferred", 0) < count:
+        deadline.poll("the first pages")
+
+
+def _wait_for_completion(qemu: Qemu) -> dict:
+    deadline = Deadline(WAIT_SECONDS)
+    while (info := _status(qemu)).get("status") != "completed":
         deadline.poll("the end of the migration")
+    return info
+
+
+def _wait_for_end(qemu: Qemu) -> dict:
+    info = _wait_for_completion(qemu)
+    deadline = Deadline(WAIT_SECONDS)
     # The guest stands still, but the run state may follow a moment later.
     while qemu.execute("query-status")["running"]:
         deadline.poll("the guest to stop")

@@ -100,7 +100,8 @@ def _source(block, row, pid, directory, addresses) -> tuple[Path, int] | None:
     if block.idstr in row.board.unstable:
         return None
     for backend in row.backends():
-        if block.idstr in (backend.id, f"/objects/{backend.id}"):
+        named = block.idstr in (backend.id, f"/objects/{backend.id}")
+        if named and row.scenario != "snapshot":
             return directory / command.backend_file(backend), 0
     address = block.address or addresses.get(block.idstr.rsplit("/", 1)[-1])
     return (Path(f"/proc/{pid}/mem"), address) if address else None

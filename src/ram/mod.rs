@@ -129,7 +129,8 @@ impl<'a> Ram<'a> {
     }
 
     /// How many times QEMU went over the blocks: 1 for a guest that was
-    /// stopped, more for a live one. 0 if there is no page record.
+    /// stopped, more for a live one. 0 if there is no page record; 1 whatever
+    /// happened if pages are compressed, as their order does not tell.
     pub fn pass_count(&self) -> u64 {
         self.pass_count
     }
@@ -230,26 +231,21 @@ pub(crate) struct RamReader<'a, 'p> {
 struct PassCounter {
     count: u64,
     last: Option<(BlockId, u64)>,
-    /// How many pages a page may be behind another of the same pass.
-    disorder: u64,
+    /// Whether threads compressed pages: their order says nothing then.
+    is_disordered: bool,
 }
-
-/// Threads that compress pages, at most: each may be a page late.
-const COMPRESS_THREADS: u64 = 255;
 
 impl PassCounter {
     #[inline]
     fn note(&mut self, record: &PageRecord, page: u64) {
-        if record.content == RecordContent::Compressed {
-            self.disorder = COMPRESS_THREADS;
-        }
-        let place = (record.block, page + self.disorder);
-        if self.last.is_none_or(|last| place <= last) {
-            self.count += 1;
-            self.last = None;
-        }
         let place = (record.block, page);
-        self.last = Some(self.last.map_or(place, |last| last.max(place)));
+        self.is_disordered |= record.content == RecordContent::Compressed;
+        if self.is_disordered {
+            self.count = 1;
+        } else if self.last.is_none_or(|last| place <= last) {
+            self.count += 1;
+        }
+        self.last = Some(place);
     }
 }
 

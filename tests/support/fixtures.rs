@@ -20,6 +20,17 @@ pub fn read_json(name: &str) -> Value {
 pub fn unpack(name: &str) -> Vec<u8> {
     let manifest = read_json("manifest.json");
     let file = manifest[name]["file"].as_str().unwrap_or_else(|| panic!("no stream {name}"));
+    unpack_file(file)
+}
+
+/// The channels of a stream, unpacked, in their order.
+pub fn unpack_channels(name: &str) -> Vec<Vec<u8>> {
+    let manifest = read_json("manifest.json");
+    let channels = manifest[name]["channels"].as_array().unwrap_or_else(|| panic!("no channels of {name}"));
+    channels.iter().map(|channel| unpack_file(channel["file"].as_str().unwrap())).collect()
+}
+
+fn unpack_file(file: &str) -> Vec<u8> {
     let packed = fs::read(data(file)).unwrap();
     if !file.ends_with(".zst") {
         return packed;

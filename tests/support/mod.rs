@@ -13,6 +13,7 @@
     reason = "each test file uses a part of this, and a test may fail by panicking"
 )]
 
+pub mod channel;
 pub mod cli;
 pub mod fixtures;
 pub mod naive;

@@ -20,6 +20,12 @@ pub struct Naive {
     pub blocks: Vec<(Vec<u8>, u64)>,
     /// Block, offset and content of each record, in the order of the stream.
     pub records: Vec<(Vec<u8>, u64, Content)>,
+    /// Whether there is a compressed page: pages are in no order then.
+    pub is_compressed: bool,
+    /// For each EOS, how many records stand before it.
+    pub ends: Vec<usize>,
+    /// For each MULTIFD_FLUSH, how many records stand before it.
+    pub flushes: Vec<usize>,
 }
 
 impl Naive {
@@ -47,7 +53,12 @@ impl Naive {
                     loop {
                         let word = number(&mut rest, 8);
                         if word == 0x10 {
+                            this.ends.push(this.records.len());
                             break;
+                        }
+                        if word == 0x200 {
+                            this.flushes.push(this.records.len());
+                            continue;
                         }
                         let name = match word & 0x20 {
                             0 => counted(&mut rest, 1).to_vec(),
@@ -58,7 +69,10 @@ impl Naive {
                             0x02 => Content::Fill(take(&mut rest, 1)[0]),
                             0x08 => Content::Data(take(&mut rest, page_size).to_vec()),
                             0x40 => Content::Data(this.changed(&name, offset, page_size, &mut rest)),
-                            0x100 => Content::Data(inflate(counted(&mut rest, 4))),
+                            0x100 => {
+                                this.is_compressed = true;
+                                Content::Data(inflate(counted(&mut rest, 4)))
+                            }
                             met => panic!("flags {met:#x}"),
                         };
                         this.records.push((name, offset, content));
@@ -112,6 +126,9 @@ impl Naive {
 
     /// How often the order of pages starts over, plus one.
     pub fn pass_count(&self) -> u64 {
+        if self.is_compressed {
+            return 1;
+        }
         let place = |name: &[u8]| self.blocks.iter().position(|(known, _)| known == name);
         let order: Vec<_> = self.records.iter().map(|(name, offset, _)| (place(name), *offset)).collect();
         let starts_over = order.windows(2).filter(|pair| pair[1] <= pair[0]).count();
