@@ -41,6 +41,16 @@ impl Input {
         Ok(Self { path: path.to_owned(), map })
     }
 
+    /// Maps a file that is open already. `path` is its name for messages.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if it cannot be mapped.
+    pub fn of_file(path: impl Into<PathBuf>, file: &File) -> Result<Self> {
+        let path = path.into();
+        let map = map_file(file).map_err(|source| Error::io(&path, source))?;
+        Ok(Self { path, map })
+    }
+
     /// The path as it was given.
     pub fn path(&self) -> &Path {
         &self.path

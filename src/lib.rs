@@ -104,6 +104,7 @@ pub use multifd::{
     Channel, DeviceStatePacket, MultifdCompression, Packet, PacketContent, PacketPage, RamPacket,
 };
 pub use progress::Progress;
+pub use ram::join::ChannelPages;
 pub use ram::{
     BlockPages, Chain, Page, PageRecord, PageRun, PageSource, Ram, RamBlock, RecordContent, RunContent,
 };

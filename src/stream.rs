@@ -15,6 +15,7 @@ use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::header::Configuration;
 use crate::progress::Progress;
+use crate::ram::join::ChannelPages;
 use crate::ram::{PageRecord, Ram};
 use crate::section::{Command, Handler, Section, SectionType};
 use crate::units::{BlockId, StreamOffset, index};
@@ -26,6 +27,8 @@ use crate::walked::{Description, Walked, Warning};
 /// A stream that has been walked: what it holds and where.
 #[derive(Debug)]
 pub struct Stream<'a>(Walked<'a>);
+
+const LONE_CHANNEL: &str = "this is the main channel of a multifd migration: none of its pages holds data, they went through other channels";
 
 /// A device: a FULL section and its description.
 #[derive(Clone, Copy, Debug)]
@@ -81,22 +84,50 @@ impl<'a> Stream<'a> {
                 // Pages were met whose size is not what was assumed, and
                 // records before them are indexed by the wrong size.
                 Some(size) if late_page_size.is_none() => late_page_size = Some(size),
-                _ => return Self(walk.finish()).whole(),
+                _ => return Ok(Self::warned(walk.finish())),
             }
         }
     }
 
-    /// Refuses a stream whose pages are in other files: all of its memory
-    /// would seem to be zero.
-    fn whole(self) -> Result<Self> {
-        let is_ram = |section: &&Section| section.handler.idstr == *"ram";
-        match (&self.0.ram, self.0.sections.iter().find(is_ram)) {
-            (Some(ram), Some(section)) if ram.is_lone_channel() => {
-                let why = "the main channel of a multifd migration: none of its pages holds data".to_owned();
-                Err(Error::at(section.body, ErrorKind::Part { why }).inside(&*section.handler))
-            }
-            _ => Ok(self),
+    /// Warns of a stream whose pages are in other files: all of its memory
+    /// seems to be zero.
+    fn warned(mut walked: Walked<'a>) -> Self {
+        if let Some(ram) = walked.ram.as_ref().filter(|ram| ram.is_lone_channel()) {
+            let text = LONE_CHANNEL.to_owned();
+            walked.warnings.push(Warning { offset: Some(ram.first_record()), text, is_loss: true });
         }
+        Self(walked)
+    }
+
+    /// Refuses a stream whose pages are in other files: the main channel of a
+    /// multifd migration, whose [channels](Self::join) are not there. Its
+    /// devices can be read; its memory would seem to be zero.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Part`].
+    pub fn check_whole(&self) -> Result<()> {
+        match self.ram().filter(|ram| ram.is_lone_channel()) {
+            Some(ram) => {
+                let kind = ErrorKind::Part { why: LONE_CHANNEL.to_owned() };
+                Err(Error::at(ram.first_record(), kind).inside("ram section"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Takes in the pages that went through the channels of a multifd
+    /// migration, whose main channel this is. All channels at once.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Part`] if one is missing, cut off or of another migration;
+    /// others for pages that are outside of their blocks. The stream is as it
+    /// was then.
+    pub fn join(&mut self, channels: &[ChannelPages<'a>]) -> Result<()> {
+        let Some(ram) = &mut self.0.ram else { return Ok(()) };
+        let sections = self.0.sections.iter().filter(|section| section.handler.idstr == *"ram");
+        ram.join(sections, channels)?;
+        self.0.warnings.retain(|warning| warning.text != LONE_CHANNEL);
+        Ok(())
     }
 
     /// Supplies the content of a RAM block that the stream does not have

@@ -443,7 +443,13 @@ fn reads_xbzrle() {
 
 #[test]
 fn reads_compressed_pages() {
-    check("pc-7.2-compress", paused("pc-i440fx-7.2"));
+    // Of a guest that ran, but threads that compress leave no order by which
+    // passes could be counted.
+    let golden = Golden::unpack("pc-7.2-compress");
+    golden.extract().expect_code(0);
+    golden.compare_images();
+    let info = golden.info();
+    assert!(info["blocks"][0]["resent_pages"].as_u64().unwrap() > 0, "{info}");
 }
 
 #[test]

@@ -24,6 +24,7 @@ use ramlift::{
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use support::channel::{self as made, HEADER_LEN, INITIAL_LEN, PAGE, ROOM, channel};
+use support::cli::{Output, Workplace};
 use support::fixtures::{read_json, unpack, unpack_channels};
 use support::naive::{Content, Naive};
 use support::synth::noise;
@@ -158,6 +159,71 @@ fn merged_channels_are_what_the_guest_held() {
         }
         migration.compare(&migration.merge(&channels.iter().collect::<Vec<_>>()));
     }
+}
+
+/// The migration as files, and the arguments that name all channels, the last
+/// one first.
+fn captured(name: (&str, usize)) -> (Workplace, Vec<String>) {
+    let place = Workplace::with(&unpack(name.0));
+    let mut args: Vec<String> = ["extract", "stream", "-o", "out"].map(str::to_owned).to_vec();
+    for (nth, channel) in unpack_channels(name.0).iter().enumerate().rev() {
+        std::fs::write(place.join(&format!("channel-{nth}")), channel).unwrap();
+        args.extend(["--channel".to_owned(), format!("channel-{nth}")]);
+    }
+    (place, args)
+}
+
+fn run(place: &Workplace, args: &[String]) -> Output {
+    place.ramlift(&args.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+#[test]
+fn the_command_joins_channels() {
+    for name in LIVE {
+        let (place, args) = captured(name);
+        let output = run(&place, &args).expect_code(0);
+        assert_eq!(output.stderr, "");
+        for entry in place.json("out/manifest.json")["blocks"].as_array().unwrap() {
+            let image = place.read(&format!("out/{}", entry["file"].as_str().unwrap()));
+            let truth = &read_json("manifest.json")[name.0]["blocks"][entry["idstr"].as_str().unwrap()];
+            assert_eq!(sha256(&image), truth["sha256"], "{name:?}: {entry}");
+            assert_eq!((&entry["absent_pages"], &entry["status"]), (&0.into(), &"complete".into()));
+        }
+    }
+}
+
+#[test]
+fn a_main_channel_alone_is_refused_by_what_it_is() {
+    for name in LIVE {
+        let (place, args) = captured(name);
+        let output = run(&place, &args[..4]).expect_code(1);
+        assert!(output.stderr.contains("main channel of a multifd migration"), "{}", output.stderr);
+        assert!(output.stderr.contains("--channel"), "{}", output.stderr);
+        assert!(!place.join("out").exists());
+        // Its devices are all there.
+        let info = place.ramlift(&["info", "stream"]).expect_code(3);
+        assert!(info.text().contains("main channel of a multifd migration"), "{}", info.text());
+        assert!(!place.ramlift(&["state", "stream"]).json()["devices"].as_array().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn channels_that_do_not_belong_together_are_refused() {
+    let (place, args) = captured(LIVE[0]);
+    let refused = |args: &[String], text: &str| {
+        let output = run(&place, args).expect_code(1);
+        assert!(output.stderr.contains(text), "{text}: {}", output.stderr);
+        assert!(!place.join("out").exists());
+    };
+    refused(&args[..args.len() - 2], "multifd channel 0 is missing");
+    refused(&[&args[..], &args[4..6]].concat(), "given twice");
+    let mut cut = place.read("channel-0");
+    // A channel ends with SYNC, without pages.
+    cut.truncate(cut.len() - HEADER_LEN);
+    std::fs::write(place.join("channel-0"), cut).unwrap();
+    refused(&args, "cut off");
+    std::fs::write(place.join("channel-0"), &unpack_channels(LIVE[4].0)[0]).unwrap();
+    refused(&args, "multifd channel 0 is cut off, or of another migration");
 }
 
 #[test]

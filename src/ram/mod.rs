@@ -13,6 +13,7 @@
 
 pub(crate) mod block;
 pub(crate) mod index;
+pub(crate) mod join;
 pub(crate) mod mapped;
 pub(crate) mod page;
 pub(crate) mod record;
@@ -126,6 +127,11 @@ impl<'a> Ram<'a> {
         let any = |count: fn(&BlockPages<'a>) -> u64| self.pages.iter().any(|pages| count(pages) > 0);
         let is_sent = self.has_flushes || any(BlockPages::fill_pages);
         is_sent && !any(BlockPages::data_pages) && !is_whole()
+    }
+
+    /// Where the block list ends.
+    pub(crate) fn first_record(&self) -> StreamOffset {
+        self.first_record
     }
 
     /// How many times QEMU went over the blocks: 1 for a guest that was

@@ -37,6 +37,7 @@ pub(crate) fn run(args: &AnalyzeArgs) -> Result<Exit, Failure> {
         terminal::say(format_args!("warning: {warning}"));
     }
     if args.extract {
+        stream.check_whole().map_err(Failure::input(path))?;
         return extract(path, &stream);
     }
     print(&StateText { stream: &stream, with_memory: args.memory })?;

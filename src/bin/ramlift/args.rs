@@ -56,6 +56,10 @@ pub(crate) struct ExtractArgs {
     /// (capability x-ignore-shared); may be given again
     #[arg(long = "shared-file", value_name = "IDSTR=PATH", value_parser = parse_shared_file)]
     pub(crate) shared_files: Vec<SharedFile>,
+    /// What was captured of a channel, for the main channel of a multifd
+    /// migration; once for each
+    #[arg(long = "channel", value_name = "FILE")]
+    pub(crate) channels: Vec<PathBuf>,
     /// Replace files that exist
     #[arg(long)]
     pub(crate) force: bool,

@@ -12,7 +12,7 @@ use crate::info::{self, Source};
 use crate::output::Staging;
 use crate::paths::BlockPaths;
 use crate::state::write_report;
-use crate::{progress, terminal};
+use crate::{channels, progress, terminal};
 
 const STATE: &str = "state.json";
 const DESC: &str = "desc.json";
@@ -75,10 +75,17 @@ pub(crate) fn run(args: &ExtractArgs) -> Result<Exit, Failure> {
 
 fn extract(args: &ExtractArgs) -> Result<Exit, Failure> {
     let path = &args.stream;
-    let input = Input::open(path).map_err(Failure::input(path))?;
+    let input = open(path)?;
     let bar = progress::is_visible(args.quiet);
     let shared = args.shared_files.iter().map(open_shared).collect::<Result<Vec<_>, _>>()?;
+    let channels = args.channels.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
     let mut stream = progress::index(&input, bar)?;
+    let page_size = stream.ram().map(Ram::page_size);
+    let unpacked = channels::unpack_all(&channels, page_size)?;
+    if !channels.is_empty() {
+        stream.join(&channels::pages(&channels, &unpacked)).map_err(Failure::input(path))?;
+    }
+    stream.check_whole().map_err(Failure::input(path))?;
     supply_shared(path, &mut stream, &shared)?;
     let blocks = choose_blocks(path, &stream, &args.blocks)?;
     let target = args.output.clone().map_or_else(|| default_target(path), Ok)?;
@@ -145,9 +152,12 @@ fn choose_blocks(path: &Path, stream: &Stream<'_>, names: &[String]) -> Result<V
 /// A RAM block's name and the file that it was shared through.
 type Shared = (String, Input);
 
+fn open(path: &Path) -> Result<Input, Failure> {
+    Input::open(path).map_err(Failure::input(path))
+}
+
 fn open_shared(file: &SharedFile) -> Result<Shared, Failure> {
-    let input = Input::open(&file.path).map_err(Failure::input(&file.path))?;
-    Ok((file.idstr.clone(), input))
+    Ok((file.idstr.clone(), open(&file.path)?))
 }
 
 /// Gives the stream the blocks that it does not have itself.

@@ -2,6 +2,7 @@
 
 mod analyze_migration;
 mod args;
+mod channels;
 mod desc;
 mod exit;
 mod extract;

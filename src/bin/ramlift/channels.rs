@@ -1,0 +1,51 @@
+//! Channels of a multifd migration: read, and unpacked where they are
+//! compressed, since such pages cannot be had one by one.
+
+use std::io::BufWriter;
+
+use ramlift::{Channel, ChannelPages, Input, MultifdCompression, TargetPageSize};
+use rayon::prelude::*;
+
+use crate::exit::Failure;
+
+/// A channel, and the file of its pages if they are compressed.
+pub(crate) struct Unpacked<'i> {
+    channel: Channel<'i>,
+    spool: Option<Input>,
+}
+
+/// Reads the channels in `inputs`, and unpacks them in parallel. What is
+/// unpacked is in files without names, in the system's directory for such
+/// (`TMPDIR`): as much as the channels hold pages.
+pub(crate) fn unpack_all(
+    inputs: &[Input],
+    page_size: Option<TargetPageSize>,
+) -> Result<Vec<Unpacked<'_>>, Failure> {
+    let Some(page_size) = page_size.filter(|_| !inputs.is_empty()) else { return Ok(Vec::new()) };
+    inputs.par_iter().map(|input| unpack(input, page_size).map_err(Failure::input(input.path()))).collect()
+}
+
+fn unpack(input: &Input, page_size: TargetPageSize) -> ramlift::Result<Unpacked<'_>> {
+    let channel = Channel::parse(input.bytes(), page_size)?;
+    if channel.compression() == MultifdCompression::None || channel.unpacked_len() == 0 {
+        return Ok(Unpacked { channel, spool: None });
+    }
+    let dir = std::env::temp_dir();
+    let fail = |source| ramlift::Error::io(&dir, source);
+    let mut file = BufWriter::new(tempfile::tempfile_in(&dir).map_err(fail)?);
+    channel.unpack(&mut file, &dir)?;
+    let file = file.into_inner().map_err(|error| fail(error.into_error()))?;
+    let spool = Some(Input::of_file(dir, &file)?);
+    Ok(Unpacked { channel, spool })
+}
+
+/// The pages of all channels.
+pub(crate) fn pages<'i>(inputs: &'i [Input], unpacked: &'i [Unpacked<'i>]) -> Vec<ChannelPages<'i>> {
+    let channels = inputs.iter().zip(unpacked);
+    channels
+        .map(|(input, unpacked)| ChannelPages {
+            channel: unpacked.channel,
+            pages: unpacked.spool.as_ref().unwrap_or(input).bytes(),
+        })
+        .collect()
+}
