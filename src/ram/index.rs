@@ -276,3 +276,23 @@ impl BlockPages {
         })
     }
 }
+
+impl BlockPages {
+    /// Where the payload of the page's last record begins; `None` if there is
+    /// no record.
+    pub fn last_record(&self, offset: BlockOffset) -> Option<StreamOffset> {
+        let page = self.page_size.page_of(offset);
+        let before = self.extents.partition_point(|extent| extent.page <= page);
+        let extent = self.extents.get(before.checked_sub(1)?).filter(|extent| page < extent.end())?;
+        Some(StreamOffset(extent.payload_of(page, self.page_size)))
+    }
+
+    /// How many pages have their last record before `place`.
+    pub(crate) fn last_sent_before(&self, place: StreamOffset) -> u64 {
+        let sent_before = |extent: &Extent| match place.0.checked_sub(extent.payload) {
+            Some(len) => len.div_ceil(extent.stride(self.page_size)).min(extent.count.into()),
+            None => 0,
+        };
+        self.extents.iter().map(sent_before).sum()
+    }
+}

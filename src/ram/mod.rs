@@ -16,13 +16,14 @@
 pub(crate) mod block;
 pub(crate) mod index;
 pub(crate) mod record;
+pub(crate) mod resync;
 
 use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Progress;
 use crate::section::{Section, SectionType};
 use crate::units::{BlockId, BlockOffset, StreamOffset, TargetPageSize, index as to_index};
-use crate::wire::{self, ram_flag};
+use crate::wire::{self, limit, ram_flag};
 
 pub use block::RamBlock;
 pub use index::{BlockPages, PageRun, PageSource, RunContent};
@@ -53,9 +54,11 @@ pub struct Ram<'a> {
     page_size: TargetPageSize,
     list: BlockList,
     pages: Vec<BlockPages>,
+    pages_per_pass: Vec<u64>,
     pass_count: u64,
     /// Where the block list ends.
     first_record: StreamOffset,
+    resumed: Vec<(StreamOffset, Option<BlockId>)>,
 }
 
 impl<'a> Ram<'a> {
@@ -102,6 +105,12 @@ impl<'a> Ram<'a> {
         self.pass_count
     }
 
+    /// How many page records each pass has: the first 1024, and in the last
+    /// place all further ones together.
+    pub fn pages_per_pass(&self) -> &[u64] {
+        &self.pages_per_pass
+    }
+
     /// The page that holds `offset` of a block, in any order, at the price of
     /// a binary search. Absent outside the block.
     pub fn page(&self, id: BlockId, offset: BlockOffset) -> Page<'a> {
@@ -144,7 +153,12 @@ impl<'a> Ram<'a> {
                     return Some(record);
                 }
                 state = records.as_ref().map_or(state, PageRecords::state);
-                records = Some(PageRecords::new(bodies.next()?, &self.list, state));
+                let body = bodies.next()?;
+                // Behind a gap CONTINUE means what the salvage found out.
+                if let Ok(nth) = self.resumed.binary_search_by_key(&body.offset(), |(at, _)| *at) {
+                    state.current = self.resumed.get(nth).and_then(|(_, current)| *current);
+                }
+                records = Some(PageRecords::new(body, &self.list, state));
             }
         })
     }
@@ -161,6 +175,10 @@ pub(crate) struct RamReader<'a, 'p> {
     builders: Vec<IndexBuilder>,
     passes: PassCounter,
     progress: &'p Progress,
+    /// The last record that was read.
+    last: Option<PageRecord>,
+    /// Where a salvage went on behind a gap, and with which block.
+    resumed: Vec<(StreamOffset, Option<BlockId>)>,
 }
 
 /// Counts passes: each begins where the order of pages starts over.
@@ -168,6 +186,9 @@ pub(crate) struct RamReader<'a, 'p> {
 struct PassCounter {
     count: u64,
     last: Option<(BlockId, u64)>,
+    /// Records of each pass; the last of [`PASSES`](limit::PASSES) has those
+    /// of all further ones too.
+    pages: Vec<u64>,
 }
 
 impl PassCounter {
@@ -175,8 +196,14 @@ impl PassCounter {
     fn note(&mut self, block: BlockId, page: u64) {
         if self.last.is_none_or(|last| (block, page) <= last) {
             self.count += 1;
+            if self.pages.len() < limit::PASSES {
+                self.pages.push(0);
+            }
         }
         self.last = Some((block, page));
+        if let Some(pages) = self.pages.last_mut() {
+            *pages += 1;
+        }
     }
 }
 
@@ -198,6 +225,8 @@ impl<'a, 'p> RamReader<'a, 'p> {
             builders: Vec::new(),
             passes: PassCounter::default(),
             progress,
+            last: None,
+            resumed: Vec::new(),
         }
     }
 
@@ -207,6 +236,17 @@ impl<'a, 'p> RamReader<'a, 'p> {
 
     /// Reads the START body: block list, then records like any other body.
     pub(crate) fn read_start(
+        &mut self,
+        cursor: &mut Cursor<'a>,
+        version_id: u32,
+        layout: RamLayout,
+    ) -> Result<()> {
+        self.read_list(cursor, version_id, layout)?;
+        self.read_records(cursor)
+    }
+
+    /// Reads the block list.
+    pub(crate) fn read_list(
         &mut self,
         cursor: &mut Cursor<'a>,
         version_id: u32,
@@ -235,16 +275,26 @@ impl<'a, 'p> RamReader<'a, 'p> {
         self.builders = list.blocks.iter().map(|_| IndexBuilder::default()).collect();
         self.list = Some(list);
         self.first_record = cursor.offset();
-        self.read_records(cursor)
+        Ok(())
     }
 
-    /// Reads page records up to the end of a body, and indexes them.
+    /// Reads page records up to the end of a body, and indexes them. On an
+    /// error the cursor stands where the bad record begins, and all before it
+    /// are indexed.
     pub(crate) fn read_records(&mut self, cursor: &mut Cursor<'a>) -> Result<()> {
         let Some(list) = &self.list else { return Ok(()) };
         let mut records = PageRecords::new(*cursor, list, self.state);
         let mut until_report = RECORDS_PER_REPORT;
         while let Some(record) = records.next() {
-            let record = record?;
+            let record = match record {
+                Ok(record) => record,
+                Err(error) => {
+                    self.state = records.state();
+                    *cursor = records.cursor();
+                    return Err(error);
+                }
+            };
+            self.last = Some(record);
             let page_size = records.page_size();
             let page = page_size.page_of(record.offset);
             self.passes.note(record.block, page);
@@ -277,8 +327,10 @@ impl<'a, 'p> RamReader<'a, 'p> {
             page_size,
             list: self.list?,
             pages: self.builders.into_iter().map(|builder| builder.finish(page_size)).collect(),
+            pages_per_pass: self.passes.pages,
             pass_count: self.passes.count,
             first_record: self.first_record,
+            resumed: self.resumed,
         })
     }
 }
