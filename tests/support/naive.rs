@@ -20,6 +20,9 @@ pub struct Naive {
     pub blocks: Vec<(Vec<u8>, u64)>,
     /// Block, offset and content of each record, in the order of the stream.
     pub records: Vec<(Vec<u8>, u64, Content)>,
+    /// Where each record begins and ends.
+    pub starts: Vec<usize>,
+    pub ends: Vec<usize>,
 }
 
 impl Naive {
@@ -45,6 +48,7 @@ impl Naive {
                         }
                     }
                     loop {
+                        let start = stream.len() - rest.len();
                         let word = number(&mut rest, 8);
                         if word == 0x10 {
                             break;
@@ -58,6 +62,8 @@ impl Naive {
                             _ => Content::Data(take(&mut rest, page_size).to_vec()),
                         };
                         this.records.push((name, word & !flags, content));
+                        this.starts.push(start);
+                        this.ends.push(stream.len() - rest.len());
                     }
                     if rest.first() == Some(&0x7e) {
                         take(&mut rest, 5);
@@ -65,6 +71,17 @@ impl Naive {
                 }
             }
         }
+    }
+
+    /// Reads what lies before `cut` of a stream that goes on behind it: the
+    /// records that are whole by then, and where each one ends.
+    pub fn read_until(stream: &[u8], page_size: usize, cut: usize) -> Self {
+        let mut this = Self::read(stream, page_size);
+        let whole = this.ends.iter().take_while(|end| **end <= cut).count();
+        this.records.truncate(whole);
+        this.starts.truncate(whole);
+        this.ends.truncate(whole);
+        this
     }
 
     /// The pages of a block as the last record of each has them, by offset.
