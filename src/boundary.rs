@@ -42,28 +42,35 @@ impl Boundaries<'_> {
     /// Whether walking on by a description, from the body of `first` on,
     /// ends just where it stands.
     pub(crate) fn leads_to(&self, first: &Handler, body: Cursor<'_>, located: &Located<'_>) -> bool {
+        self.end_of_devices(first, body, Some(located)) == Some(located.eof)
+    }
+
+    /// Where walking on from the body of `first` meets the EOF byte, by a
+    /// description or without.
+    pub(crate) fn end_of_devices(
+        &self,
+        first: &Handler,
+        body: Cursor<'_>,
+        located: Option<&Located<'_>>,
+    ) -> Option<StreamOffset> {
         let mut cursor = body;
         let mut handler = first.clone();
         for nth in 0.. {
-            let Some(end) = self.find_end(&handler, cursor, Some(located), nth) else { return false };
-            cursor = end;
+            cursor = self.find_end(&handler, cursor, located, nth)?;
             let mut footers = self.footers;
-            if footers.read(&mut cursor, handler.section_id).is_err() {
-                return false;
-            }
+            footers.read(&mut cursor, handler.section_id).ok()?;
             loop {
                 let offset = cursor.offset();
-                match cursor.u8() {
-                    Ok(record::QEMU_VM_EOF) => return offset == located.eof,
-                    Ok(record::QEMU_VM_COMMAND) if read_command(offset, &mut cursor).is_ok() => {}
-                    Ok(record::QEMU_VM_SECTION_FULL) => break,
-                    _ => return false,
+                match cursor.u8().ok()? {
+                    record::QEMU_VM_EOF => return Some(offset),
+                    record::QEMU_VM_COMMAND => drop(read_command(offset, &mut cursor).ok()?),
+                    record::QEMU_VM_SECTION_FULL => break,
+                    _ => return None,
                 }
             }
-            let Ok(next) = read_handler(&mut cursor) else { return false };
-            handler = next;
+            handler = read_handler(&mut cursor).ok()?;
         }
-        false
+        None
     }
 
     /// Finds where the body of the `nth` device ends, which begins at `body`.
@@ -84,7 +91,16 @@ impl Boundaries<'_> {
                 || self.is_section_end(*end, handler.section_id, None)
         };
         let laid_out = self.laid_out_end(handler, body).filter(is_end);
-        let known = laid_out.or_else(|| described_end(device, body).filter(is_end));
+        // Behind the last device of all may stand what is left of another
+        // stream.
+        let is_last = |end: &Cursor<'a>| {
+            let mut behind = *end;
+            Footers::is_footer(end, handler.section_id)
+                && behind.array::<5>().is_ok()
+                && behind.peek() == Some(record::QEMU_VM_EOF)
+        };
+        let known =
+            laid_out.or_else(|| described_end(device, body).filter(|end| is_end(end) || is_last(end)));
         known
             .or_else(|| self.scan_for_end(handler, body, device, next))
             // Without footers nothing but the end of all records ends the
@@ -108,7 +124,12 @@ impl Boundaries<'_> {
 
     /// Whether a section's body can end at `end`: its footer and then a
     /// record, or without footers just the record.
-    fn is_section_end(self, mut end: Cursor<'_>, section_id: u32, next: Option<&DeviceDesc>) -> bool {
+    pub(crate) fn is_section_end(
+        self,
+        mut end: Cursor<'_>,
+        section_id: u32,
+        next: Option<&DeviceDesc>,
+    ) -> bool {
         let has_footer = Footers::is_footer(&end, section_id);
         if has_footer && self.footers != Footers::Absent {
             return end.array::<5>().is_ok() && self.is_record(end, next);
@@ -118,7 +139,7 @@ impl Boundaries<'_> {
 
     /// Whether a record can begin at `at`: the next described device, if one
     /// is described, or what else QEMU writes behind a device.
-    fn is_record(self, at: Cursor<'_>, next: Option<&DeviceDesc>) -> bool {
+    pub(crate) fn is_record(self, at: Cursor<'_>, next: Option<&DeviceDesc>) -> bool {
         let mut ahead = at;
         match ahead.u8() {
             Ok(record::QEMU_VM_EOF) => {
@@ -174,7 +195,16 @@ impl Boundaries<'_> {
             let near = described.saturating_mul(4).saturating_add(STRICT_SCAN_LEN);
             let mut hits = memmem::find_iter(body.rest(), &footer);
             let strict = hits.by_ref().take_while(|at| *at as u64 <= near).find(|at| ends(at, next));
-            strict.or_else(|| memmem::find_iter(body.rest(), &footer).find(|at| ends(at, None)))
+            // Where nothing is described, the last device ends with the first
+            // footer that an EOF follows, whatever is behind the stream: the
+            // remains of an older one have such a footer too.
+            let is_last = |at: &usize| {
+                let eof = moved(body, at.saturating_add(footer.len()));
+                device.is_none() && eof.is_some_and(|eof| eof.peek() == Some(record::QEMU_VM_EOF))
+            };
+            strict
+                .filter(|_| next.is_some())
+                .or_else(|| memmem::find_iter(body.rest(), &footer).find(|at| ends(at, None) || is_last(at)))
         };
         found.and_then(|at| moved(body, at))
     }
@@ -192,7 +222,7 @@ fn end_at(body: Cursor<'_>, offset: StreamOffset) -> Option<Cursor<'_>> {
 
 /// Whether this can be the header of a section that QEMU wrote: the test of
 /// bytes that may be anything.
-fn is_likely(handler: &Handler) -> bool {
+pub(crate) fn is_likely(handler: &Handler) -> bool {
     let idstr = handler.idstr.as_bytes();
     !idstr.is_empty()
         && idstr.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ')

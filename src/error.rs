@@ -177,6 +177,15 @@ impl Error {
         self.0.at
     }
 
+    /// Whether the input is cut or damaged, as far as one can tell: what
+    /// [`Stream::salvage`](crate::Stream::salvage) is for.
+    pub fn is_damage(&self) -> bool {
+        !matches!(
+            self.0.kind,
+            ErrorKind::NotAStream { .. } | ErrorKind::Unsupported { .. } | ErrorKind::Io { .. }
+        )
+    }
+
     /// What the user can try, if there is something.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match &self.0.kind {

@@ -81,6 +81,7 @@ mod header;
 mod idstr;
 mod input;
 mod json;
+mod loss;
 mod multifd;
 mod pace;
 mod progress;
@@ -100,6 +101,7 @@ pub use header::Configuration;
 pub use idstr::Idstr;
 pub use input::Input;
 pub use json::{DeviceJson, StateJson};
+pub use loss::{DoubtfulPage, Loss};
 pub use multifd::{
     Channel, DeviceStatePacket, MultifdCompression, Packet, PacketContent, PacketPage, RamPacket,
 };

@@ -152,6 +152,16 @@ struct Entry {
 }
 
 impl Handlers {
+    /// The handler of this id, if its START or FULL has been met.
+    pub(crate) fn get(&self, section_id: u32) -> Option<&Arc<Handler>> {
+        self.0.get(&section_id).map(|entry| &entry.handler)
+    }
+
+    /// The handler of the `ram` section.
+    pub(crate) fn ram(&self) -> Option<&Arc<Handler>> {
+        self.0.values().map(|entry| &entry.handler).find(|handler| handler.idstr == *"ram")
+    }
+
     /// Whether PART or END of this id can come next.
     pub(crate) fn is_iterating(&self, section_id: u32) -> bool {
         self.0.get(&section_id).is_some_and(|entry| entry.iterating)

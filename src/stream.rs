@@ -14,6 +14,7 @@ use std::ops::Range;
 use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::header::Configuration;
+use crate::loss::{DoubtfulPage, Loss};
 use crate::progress::Progress;
 use crate::ram::join::ChannelPages;
 use crate::ram::{PageRecord, Ram};
@@ -21,7 +22,7 @@ use crate::section::{Command, Handler, Section, SectionType};
 use crate::units::{BlockId, StreamOffset, index};
 use crate::vmstate::decode::decode_body;
 use crate::vmstate::{DeviceDesc, State};
-use crate::walk::Walk;
+use crate::walk::{Walk, salvage};
 use crate::walked::{Description, Walked, Warning};
 
 /// A stream that has been walked: what it holds and where.
@@ -139,6 +140,59 @@ impl<'a> Stream<'a> {
         self.0.ram.as_mut().map_or(Ok(()), |ram| ram.supply(block, content))
     }
 
+    /// Walks the stream in `input` as [`parse_with`](Self::parse_with) does,
+    /// and goes on behind what is cut or damaged: see `docs/salvage.md` for
+    /// what is promised. What was lost is in [`losses`](Self::losses).
+    ///
+    /// # Errors
+    /// If `input` is not a stream.
+    pub fn salvage(input: &'a [u8], progress: &Progress) -> Result<Self> {
+        match Self::parse_with(input, progress) {
+            Ok(stream) if stream.0.ends_early => {
+                let error = Error::at(stream.end(), ErrorKind::RecordType { met: 0 });
+                Ok(salvage(input, progress, error).map_or(stream, Self::tolerated))
+            }
+            Ok(stream) => Ok(stream),
+            Err(error) => salvage(input, progress, error).map(Self::tolerated),
+        }
+    }
+
+    /// Adds the pages that cannot be decoded, or not with certainty, to the
+    /// doubtful ones.
+    fn tolerated(mut walked: Walked<'a>) -> Self {
+        let gaps: Vec<StreamOffset> =
+            walked.losses.iter().filter(|loss| loss.is_in_ram).map(|loss| loss.offset).collect();
+        if let Some(ram) = &mut walked.ram {
+            let doubtful = ram.tolerate(&gaps);
+            if let Some(first) = doubtful.first() {
+                let text = format!("encoded pages that damage may have changed: {}", doubtful.len());
+                walked.warnings.push(Warning { offset: Some(first.payload), text, is_loss: true });
+            }
+            walked.doubtful.extend(doubtful);
+        }
+        Self::warned(walked)
+    }
+
+    /// The ranges of the stream that are in no result, in order. Empty if it
+    /// is whole.
+    pub fn losses(&self) -> &[Loss] {
+        &self.0.losses
+    }
+
+    /// Pages that may not be what the guest had, although their records are
+    /// whole: damage shows in the record behind, but may begin before.
+    pub fn doubtful_pages(&self) -> &[DoubtfulPage] {
+        &self.0.doubtful
+    }
+
+    /// Pages of a block whose last record stands before bytes of the `ram`
+    /// section that are lost: the guest may have sent them again there.
+    pub fn possibly_stale_pages(&self, block: BlockId) -> u64 {
+        let lost = self.0.losses.iter().rev().find(|loss| loss.is_in_ram);
+        let pages = self.ram().and_then(|ram| ram.pages(block));
+        pages.zip(lost).map_or(0, |(pages, loss)| pages.last_sent_before(loss.offset))
+    }
+
     /// The configuration: machine type and what changes the layout. `None`
     /// for machine types up to 2.3.
     pub fn configuration(&self) -> Option<&Configuration> {
@@ -185,11 +239,10 @@ impl<'a> Stream<'a> {
         let full = self.0.sections.iter().filter(|section| section.kind == SectionType::Full);
         full.enumerate().map(|(nth, section)| {
             let Handler { idstr, instance_id, .. } = &*section.handler;
-            let desc = self
-                .0
-                .description
-                .as_ref()
-                .and_then(|found| found.desc.device(nth, idstr.as_bytes(), *instance_id));
+            let desc = self.0.description.as_ref().and_then(|found| match &self.0.described {
+                Some(described) => found.desc.devices.get((*described.get(nth)?)?),
+                None => found.desc.device(nth, idstr.as_bytes(), *instance_id),
+            });
             Device { section, desc, body: self.body(section) }
         })
     }

@@ -8,6 +8,8 @@
 //!
 //! Source followed: QEMU `migration/savevm.c` (`qemu_loadvm_state_main`).
 
+mod salvage;
+
 use std::cell::Cell;
 use std::sync::Arc;
 
@@ -27,9 +29,13 @@ use crate::vmstate::{DeviceDesc, VmDesc};
 use crate::walked::{Description, Walked, Warning};
 use crate::wire::{limit, record};
 
+pub(crate) use salvage::salvage;
+
 pub(crate) struct Walk<'a, 'p> {
     input: &'a [u8],
     cursor: Cursor<'a>,
+    /// Where the record begins that is being read.
+    record: StreamOffset,
     configuration: Option<Configuration>,
     handlers: Handlers,
     footers: Footers,
@@ -57,6 +63,17 @@ impl<'a, 'p> Walk<'a, 'p> {
         let mut cursor = Cursor::new(input, StreamOffset(0));
         read_magic(&mut cursor).map_err(|error| error.inside("header"))?;
         let configuration = read_configuration(&mut cursor)?;
+        Ok(Self::begin(input, cursor, configuration, late_page_size, progress))
+    }
+
+    /// A walk that begins with the record at `cursor`.
+    fn begin(
+        input: &'a [u8],
+        cursor: Cursor<'a>,
+        configuration: Option<Configuration>,
+        late_page_size: Option<TargetPageSize>,
+        progress: &'p Progress,
+    ) -> Self {
         let tail = locate::at_end(input);
         let given = configuration.as_ref().and_then(|configuration| configuration.target_page_size);
         let described =
@@ -66,9 +83,10 @@ impl<'a, 'p> Walk<'a, 'p> {
             (None, Some(size)) => PageSizeHint::Likely(size),
             (None, None) => PageSizeHint::Unknown,
         };
-        Ok(Self {
+        Self {
             input,
             cursor,
+            record: cursor.offset(),
             configuration,
             handlers: Handlers::default(),
             footers: Footers::default(),
@@ -83,7 +101,7 @@ impl<'a, 'p> Walk<'a, 'p> {
             vain_len: Cell::new(input.len() as u64),
             description: None,
             warnings: Vec::new(),
-        })
+        }
     }
 
     /// The page size that pages turned out to have, if records before them
@@ -96,6 +114,7 @@ impl<'a, 'p> Walk<'a, 'p> {
     pub(crate) fn run(&mut self) -> Result<()> {
         loop {
             let offset = self.cursor.offset();
+            self.record = offset;
             let byte = self.cursor.u8().map_err(|error| error.inside("next record"))?;
             match (byte, SectionType::of(byte)) {
                 (record::QEMU_VM_EOF, _) => return self.read_description(),
@@ -281,7 +300,18 @@ impl<'a, 'p> Walk<'a, 'p> {
             // The nearest first: behind a stream there may be older ones.
             let mut candidates = locate::candidates(self.input, offset, fits).peekable();
             let first_one = candidates.peek().cloned();
-            candidates.find(is_proven).or(first_one).or(tail)
+            let proven = candidates.find(is_proven);
+            // Devices that lead to an EOF by their footers alone have no
+            // description, and what was found is another stream's.
+            let is_undescribed = || {
+                self.footers == Footers::Present
+                    && self.boundaries().end_of_devices(first, self.cursor, None).is_some()
+            };
+            match proven {
+                None if (first_one.is_some() || tail.is_some()) && is_undescribed() => None,
+                None => first_one.or(tail),
+                proven => proven,
+            }
         };
     }
 
@@ -369,6 +399,7 @@ impl<'a, 'p> Walk<'a, 'p> {
             );
             self.warnings.push(Warning { offset: Some(first.offset), text, is_loss: false });
         }
+        let ends_early = self.ends_early();
         let ram = self.ram.finish();
         if let (Some(ram), Some(description)) = (&ram, &self.description) {
             let described = description.desc.page_size;
@@ -397,6 +428,10 @@ impl<'a, 'p> Walk<'a, 'p> {
             description: self.description,
             end: self.cursor.offset(),
             warnings: self.warnings,
+            losses: Vec::new(),
+            doubtful: Vec::new(),
+            described: None,
+            ends_early,
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::header::Configuration;
+use crate::loss::{DoubtfulPage, Loss};
 use crate::ram::Ram;
 use crate::section::{Command, Section};
 use crate::units::StreamOffset;
@@ -21,6 +22,12 @@ pub(crate) struct Walked<'a> {
     pub(crate) description: Option<Description<'a>>,
     pub(crate) end: StreamOffset,
     pub(crate) warnings: Vec<Warning>,
+    pub(crate) losses: Vec<Loss>,
+    pub(crate) doubtful: Vec<DoubtfulPage>,
+    /// Whether the EOF byte stands where a stream cannot end.
+    pub(crate) ends_early: bool,
+    /// Which description each FULL section has, where some may be lost.
+    pub(crate) described: Option<Vec<Option<usize>>>,
 }
 
 /// The stream's own description of its devices.

@@ -97,6 +97,12 @@ pub(crate) mod limit {
     /// RAM blocks. A guest with 256 DIMMs and as many devices has under 1000;
     /// each costs at least 10 bytes of input and about 200 of memory.
     pub(crate) const RAM_BLOCKS: usize = 65_536;
+    /// Passes whose records are counted one by one. Real guests have up to
+    /// some dozens; pages in no order make each record a pass.
+    pub(crate) const PASSES: usize = 1024;
+    /// Times the length of the input that a salvage looks for the ends of
+    /// devices in vain: some memory scans of it all.
+    pub(crate) const VAIN_SCANS: u64 = 32;
     /// Bytes of the description. 57 real ones had 1.4 kB to 102 kB; 4096
     /// vCPUs make about 40 MB. Parsed, it takes up to eight times its length.
     pub(crate) const VMDESC_LEN: u64 = 64 << 20;

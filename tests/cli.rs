@@ -87,16 +87,22 @@ fn the_manifest_says_what_is_where() {
         "ramlift": version,
         "source": {"path": "stream", "size": bytes.len()},
         "machine": "synth-1.0",
+        "pages_per_pass": [6, 1],
         "blocks": [
             {
                 "idstr": "main.ram", "file": "main.ram", "used_length": 0x4000, "page_size": 4096,
-                "data_pages": 1, "fill_pages": 3, "absent_pages": 0, "status": "complete",
+                "seen_pages": 4, "data_pages": 1, "fill_pages": 3, "resent_pages": 1, "absent_pages": 0,
+                "possibly_stale_pages": 0, "status": "complete",
             },
             {
                 "idstr": "0000:00:02.0/vga.vram", "file": "0000:00:02.0/vga.vram", "used_length": 0x2000,
-                "page_size": 4096, "data_pages": 0, "fill_pages": 2, "absent_pages": 0, "status": "complete",
+                "page_size": 4096, "seen_pages": 2, "data_pages": 0, "fill_pages": 2, "resent_pages": 0,
+                "absent_pages": 0, "possibly_stale_pages": 0, "status": "complete",
             },
         ],
+        "salvaged": false,
+        "lost": [],
+        "doubtful_pages": [],
         "warnings": [],
     });
     // As text: the order of keys is part of the format.
@@ -387,11 +393,15 @@ fn info_as_json_has_all_that_is_documented() {
         "has_footers",
         "vcpus",
         "passes",
+        "pages_per_pass",
         "blocks",
         "commands",
         "sections",
         "description",
         "end",
+        "salvaged",
+        "lost",
+        "doubtful_pages",
         "warnings",
     ];
     assert_eq!(keys, expected);
@@ -407,9 +417,11 @@ fn info_as_json_has_all_that_is_documented() {
         report["blocks"],
         json!([
             {"idstr": "main.ram", "used_length": 0x4000, "host_page_size": null, "mr_addr": null,
-             "data_pages": 1, "fill_pages": 3, "resent_pages": 1, "absent_pages": 0},
+             "seen_pages": 4, "data_pages": 1, "fill_pages": 3, "resent_pages": 1, "absent_pages": 0,
+             "possibly_stale_pages": 0},
             {"idstr": "0000:00:02.0/vga.vram", "used_length": 0x2000, "host_page_size": null, "mr_addr": null,
-             "data_pages": 0, "fill_pages": 2, "resent_pages": 0, "absent_pages": 0},
+             "seen_pages": 2, "data_pages": 0, "fill_pages": 2, "resent_pages": 0, "absent_pages": 0,
+             "possibly_stale_pages": 0},
         ])
     );
     let commands: Vec<_> =

@@ -96,7 +96,7 @@ impl Migration {
 
     /// For each sync point, how many records of the main channel are before.
     fn sync_points(&self) -> &[usize] {
-        if self.main.flushes.is_empty() { &self.main.ends } else { &self.main.flushes }
+        if self.main.flushes.is_empty() { &self.main.bodies } else { &self.main.flushes }
     }
 
     /// Guest memory: epoch by epoch, in each first the main channel and then

@@ -520,3 +520,65 @@ impl<'r> Iterator for Runs<'r, '_> {
         }
     }
 }
+
+impl BlockPages<'_> {
+    /// Where the payload of the page's last record begins; `None` if there is
+    /// no record, as for all pages of mapped-ram.
+    pub fn last_record(&self, offset: BlockOffset) -> Option<StreamOffset> {
+        let Pages::Records { extents, .. } = &self.pages else { return None };
+        let page = self.page_size.page_of(offset);
+        let extent = extent_of(extents, page)?;
+        let whole = StreamOffset(extent.payload_of(page, self.page_size));
+        match self.source(offset) {
+            PageSource::Xbzrle(chain) => chain.deltas().last(),
+            _ => Some(whole),
+        }
+    }
+
+    /// How many pages have their last record before `place`.
+    pub(crate) fn last_sent_before(&self, place: StreamOffset) -> u64 {
+        let Pages::Records { extents, deltas } = &self.pages else { return 0 };
+        let sent_before = |extent: &Extent| match place.0.checked_sub(extent.payload) {
+            Some(len) => len.div_ceil(extent.stride(self.page_size).max(1)).min(extent.count.into()),
+            None => 0,
+        };
+        let whole: u64 = extents.iter().map(sent_before).sum();
+        let changed_since = self.chains(deltas).filter(|(base, deltas)| {
+            base.0 < place.0 && deltas.last().is_some_and(|delta| delta.payload >= place)
+        });
+        whole - changed_since.count() as u64
+    }
+
+    /// Pages that are made by records on both sides of `place`: if records are
+    /// missing there, what changed behind them is laid over the wrong page.
+    pub(crate) fn made_across(&self, place: StreamOffset) -> Vec<BlockOffset> {
+        let Pages::Records { deltas, .. } = &self.pages else { return Vec::new() };
+        let across = self.chains(deltas).filter(|(base, deltas)| {
+            base.0 < place.0 && deltas.last().is_some_and(|delta| delta.payload >= place)
+        });
+        let page = |deltas: &[Delta]| deltas.first().map_or(0, |delta| delta.page);
+        across.map(|(_, deltas)| BlockOffset(page(deltas) << self.page_size.bits())).collect()
+    }
+
+    /// The pages that are not simply bytes of the stream.
+    pub(crate) fn encoded(&self) -> impl Iterator<Item = (BlockOffset, PageSource<'_>)> {
+        self.runs(BlockOffset(0), BlockOffset(u64::MAX)).filter_map(|run| match run.content {
+            RunContent::Compressed(at) => Some((run.offset, PageSource::Compressed(at))),
+            RunContent::Xbzrle(chain) => Some((run.offset, PageSource::Xbzrle(chain))),
+            RunContent::Fill(_) | RunContent::Data { .. } => None,
+        })
+    }
+
+    /// Where the whole copy is that each chain builds on, and the chain.
+    fn chains<'d>(&'d self, deltas: &'d [Delta]) -> impl Iterator<Item = (StreamOffset, &'d [Delta])> {
+        let extents: &[Extent] = match &self.pages {
+            Pages::Records { extents, .. } => extents,
+            Pages::Mapped(_) => &[],
+        };
+        deltas.chunk_by(|one, next| one.page == next.page).filter_map(move |chain| {
+            let page = chain.first()?.page;
+            let base = extent_of(extents, page)?.payload_of(page, self.page_size);
+            Some((StreamOffset(base), chain))
+        })
+    }
+}

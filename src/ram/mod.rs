@@ -17,6 +17,7 @@ pub(crate) mod join;
 pub(crate) mod mapped;
 pub(crate) mod page;
 pub(crate) mod record;
+pub(crate) mod resync;
 pub(crate) mod sources;
 pub(crate) mod xbzrle;
 
@@ -24,10 +25,11 @@ use std::borrow::Cow;
 
 use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
+use crate::loss::DoubtfulPage;
 use crate::progress::Progress;
 use crate::section::{Section, SectionType};
 use crate::units::{BlockId, BlockOffset, StreamOffset, TargetPageSize, index as to_index};
-use crate::wire::{self, ram_flag};
+use crate::wire::{self, limit, ram_flag};
 
 pub use block::RamBlock;
 pub use index::{BlockPages, Chain, PageRun, PageSource, RunContent};
@@ -63,12 +65,15 @@ pub struct Ram<'a> {
     page_size: TargetPageSize,
     list: BlockList,
     pages: Vec<BlockPages<'a>>,
+    pages_per_pass: Vec<u64>,
     pass_count: u64,
     /// Whether pages went through multifd channels, by words that say so.
     has_flushes: bool,
     has_mr_addr: bool,
+    is_tolerant: bool,
     /// Where the block list ends.
     first_record: StreamOffset,
+    resumed: Vec<(StreamOffset, Option<BlockId>)>,
 }
 
 impl<'a> Ram<'a> {
@@ -141,6 +146,12 @@ impl<'a> Ram<'a> {
         self.pass_count
     }
 
+    /// How many page records each pass has: the first 1024, and in the last
+    /// place all further ones together.
+    pub fn pages_per_pass(&self) -> &[u64] {
+        &self.pages_per_pass
+    }
+
     /// The page that holds `offset` of a block, in any order, at the price of
     /// a binary search. Absent outside the block.
     ///
@@ -157,6 +168,35 @@ impl<'a> Ram<'a> {
                 Page::Data(PageReader::new(self).read(&source)?.to_vec().into())
             }
         })
+    }
+
+    /// Takes pages as far as they can be decoded from here on. Gives those
+    /// that cannot, and those that are made by records on both sides of one of
+    /// the `gaps`, so that a change may be laid over the wrong page; each with
+    /// its last record's place.
+    pub(crate) fn tolerate(&mut self, gaps: &[StreamOffset]) -> Vec<DoubtfulPage> {
+        let mut doubtful = Vec::new();
+        let mut reader = PageReader::new(self);
+        for (block, _, pages) in self.blocks() {
+            let across = gaps.iter().flat_map(|gap| pages.made_across(*gap));
+            let broken = pages.encoded().filter(|(_, source)| reader.read(source).is_err());
+            let mut offsets: Vec<BlockOffset> = across.chain(broken.map(|(offset, _)| offset)).collect();
+            offsets.sort_unstable();
+            offsets.dedup();
+            let place = |offset| pages.last_record(offset).unwrap_or_default();
+            doubtful.extend(offsets.into_iter().map(|offset| DoubtfulPage {
+                block,
+                offset,
+                payload: place(offset),
+            }));
+        }
+        self.is_tolerant = true;
+        doubtful
+    }
+
+    /// Whether pages that cannot be decoded are taken as far as they can be.
+    pub(crate) fn is_tolerant(&self) -> bool {
+        self.is_tolerant
     }
 
     /// Supplies the content of a block that the stream does not have
@@ -211,7 +251,12 @@ impl<'a> Ram<'a> {
                     return Some(record);
                 }
                 state = records.as_ref().map_or(state, PageRecords::state);
-                records = Some(PageRecords::new(bodies.next()?, &self.list, state));
+                let body = bodies.next()?;
+                // Behind a gap CONTINUE means what the salvage found out.
+                if let Ok(nth) = self.resumed.binary_search_by_key(&body.offset(), |(at, _)| *at) {
+                    state.current = self.resumed.get(nth).and_then(|(_, current)| *current);
+                }
+                records = Some(PageRecords::new(body, &self.list, state));
             }
         })
     }
@@ -230,6 +275,10 @@ pub(crate) struct RamReader<'a, 'p> {
     has_flushes: bool,
     has_mr_addr: bool,
     progress: &'p Progress,
+    /// The last record that was read.
+    last: Option<PageRecord>,
+    /// Where a salvage went on behind a gap, and with which block.
+    resumed: Vec<(StreamOffset, Option<BlockId>)>,
 }
 
 /// Counts passes: each begins where the order of pages starts over.
@@ -239,19 +288,29 @@ struct PassCounter {
     last: Option<(BlockId, u64)>,
     /// Whether threads compressed pages: their order says nothing then.
     is_disordered: bool,
+    /// Records of each pass; the last of [`PASSES`](limit::PASSES) has those
+    /// of all further ones too.
+    pages: Vec<u64>,
 }
 
 impl PassCounter {
     #[inline]
     fn note(&mut self, record: &PageRecord, page: u64) {
         let place = (record.block, page);
-        self.is_disordered |= record.content == RecordContent::Compressed;
-        if self.is_disordered {
+        if self.is_disordered || record.content == RecordContent::Compressed {
+            self.is_disordered = true;
             self.count = 1;
+            self.pages = vec![self.pages.iter().sum()];
         } else if self.last.is_none_or(|last| place <= last) {
             self.count += 1;
+            if self.pages.len() < limit::PASSES {
+                self.pages.push(0);
+            }
         }
         self.last = Some(place);
+        if let Some(pages) = self.pages.last_mut() {
+            *pages += 1;
+        }
     }
 }
 
@@ -275,6 +334,8 @@ impl<'a, 'p> RamReader<'a, 'p> {
             has_flushes: false,
             has_mr_addr: false,
             progress,
+            last: None,
+            resumed: Vec::new(),
         }
     }
 
@@ -284,6 +345,17 @@ impl<'a, 'p> RamReader<'a, 'p> {
 
     /// Reads the START body: block list, then records like any other body.
     pub(crate) fn read_start(
+        &mut self,
+        cursor: &mut Cursor<'a>,
+        version_id: u32,
+        layout: RamLayout,
+    ) -> Result<()> {
+        self.read_list(cursor, version_id, layout)?;
+        self.read_records(cursor)
+    }
+
+    /// Reads the block list.
+    pub(crate) fn read_list(
         &mut self,
         cursor: &mut Cursor<'a>,
         version_id: u32,
@@ -310,7 +382,7 @@ impl<'a, 'p> RamReader<'a, 'p> {
         self.builders = list.blocks.iter().map(|_| IndexBuilder::default()).collect();
         self.list = Some(list);
         self.first_record = cursor.offset();
-        self.read_records(cursor)
+        Ok(())
     }
 
     /// With mapped-ram, takes the page size that the headers give.
@@ -327,17 +399,27 @@ impl<'a, 'p> RamReader<'a, 'p> {
         Ok(())
     }
 
-    /// Reads page records up to the end of a body, and indexes them.
+    /// Reads page records up to the end of a body, and indexes them. On an
+    /// error the cursor stands where the bad record begins, and all before it
+    /// are indexed.
     pub(crate) fn read_records(&mut self, cursor: &mut Cursor<'a>) -> Result<()> {
         let Some(list) = &self.list else { return Ok(()) };
         let mut records = PageRecords::new(*cursor, list, self.state);
         let mut until_report = RECORDS_PER_REPORT;
         while let Some(record) = records.next() {
-            let record = record?;
+            let record = match record {
+                Ok(record) => record,
+                Err(error) => {
+                    self.state = records.state();
+                    *cursor = records.cursor();
+                    return Err(error);
+                }
+            };
             if !list.mapped.is_empty() {
                 let why = "a page record, where mapped-ram has none".to_owned();
                 return Err(Error::at(record.payload, ErrorKind::RamFlags { flags: 0, why }));
             }
+            self.last = Some(record);
             let page_size = records.page_size();
             let page = page_size.page_of(record.offset);
             self.passes.note(&record, page);
@@ -378,10 +460,13 @@ impl<'a, 'p> RamReader<'a, 'p> {
             page_size,
             list,
             pages,
+            pages_per_pass: self.passes.pages,
             pass_count: self.passes.count,
             has_flushes: self.has_flushes,
             has_mr_addr: self.has_mr_addr,
+            is_tolerant: false,
             first_record: self.first_record,
+            resumed: self.resumed,
         })
     }
 }

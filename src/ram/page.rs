@@ -95,6 +95,14 @@ impl<'r, 'a> PageReader<'r, 'a> {
     /// # Errors
     /// If what the stream has for it cannot be decoded.
     pub(crate) fn read(&mut self, source: &PageSource<'_>) -> Result<&[u8]> {
+        match self.decode(source) {
+            // A salvage has listed the page.
+            Err(_) if self.ram.is_tolerant() => Ok(&self.page),
+            decoded => decoded.map(|()| self.page.as_slice()),
+        }
+    }
+
+    fn decode(&mut self, source: &PageSource<'_>) -> Result<()> {
         match source {
             PageSource::Absent => self.page.fill(0),
             PageSource::Fill(byte) => self.page.fill(*byte),
@@ -111,7 +119,7 @@ impl<'r, 'a> PageReader<'r, 'a> {
             }
             PageSource::Xbzrle(chain) => self.apply(chain)?,
         }
-        Ok(&self.page)
+        Ok(())
     }
 
     /// The page that was read last.
@@ -120,7 +128,7 @@ impl<'r, 'a> PageReader<'r, 'a> {
     }
 
     fn apply(&mut self, chain: &Chain<'_>) -> Result<()> {
-        self.read(&chain.base())?;
+        self.decode(&chain.base())?;
         for at in chain.deltas() {
             let bytes = self.ram.sources().from(at).ok_or_else(|| gone(at))?;
             xbzrle::apply(Cursor::new(bytes, at), &mut self.page, self.ram.page_size())?;

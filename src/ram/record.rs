@@ -90,13 +90,14 @@ impl RecordState {
     }
 }
 
-fn flag_mask(page_size: TargetPageSize) -> u64 {
+pub(crate) fn flag_mask(page_size: TargetPageSize) -> u64 {
     if page_size.bytes() < 1024 { ram_flag::MASK_256 } else { ram_flag::MASK }
 }
 
 /// The page records of one body, up to and with its end word.
 ///
-/// Fuses after an error. After the end, [`cursor`](Self::cursor) stands behind
+/// Fuses after an error, [`cursor`](Self::cursor) being where the bad record
+/// begins. After the end, [`cursor`](Self::cursor) stands behind
 /// the end word.
 pub(crate) struct PageRecords<'a, 's> {
     cursor: Cursor<'a>,
@@ -281,8 +282,12 @@ impl Iterator for PageRecords<'_, '_> {
         if self.done {
             return None;
         }
+        let start = self.cursor;
         let item = self.parse().transpose();
         self.done = !matches!(item, Some(Ok(_)));
+        if matches!(item, Some(Err(_))) {
+            self.cursor = start;
+        }
         item
     }
 }

@@ -23,9 +23,12 @@ pub struct Naive {
     /// Whether there is a compressed page: pages are in no order then.
     pub is_compressed: bool,
     /// For each EOS, how many records stand before it.
-    pub ends: Vec<usize>,
+    pub bodies: Vec<usize>,
     /// For each MULTIFD_FLUSH, how many records stand before it.
     pub flushes: Vec<usize>,
+    /// Where each record begins and ends.
+    pub starts: Vec<usize>,
+    pub ends: Vec<usize>,
 }
 
 impl Naive {
@@ -51,9 +54,10 @@ impl Naive {
                         }
                     }
                     loop {
+                        let start = stream.len() - rest.len();
                         let word = number(&mut rest, 8);
                         if word == 0x10 {
-                            this.ends.push(this.records.len());
+                            this.bodies.push(this.records.len());
                             break;
                         }
                         if word == 0x200 {
@@ -76,6 +80,8 @@ impl Naive {
                             met => panic!("flags {met:#x}"),
                         };
                         this.records.push((name, offset, content));
+                        this.starts.push(start);
+                        this.ends.push(stream.len() - rest.len());
                     }
                     if rest.first() == Some(&0x7e) {
                         take(&mut rest, 5);
@@ -101,6 +107,17 @@ impl Naive {
             at += len;
         }
         page
+    }
+
+    /// Reads what lies before `cut` of a stream that goes on behind it: the
+    /// records that are whole by then, and where each one ends.
+    pub fn read_until(stream: &[u8], page_size: usize, cut: usize) -> Self {
+        let mut this = Self::read(stream, page_size);
+        let whole = this.ends.iter().take_while(|end| **end <= cut).count();
+        this.records.truncate(whole);
+        this.starts.truncate(whole);
+        this.ends.truncate(whole);
+        this
     }
 
     /// The pages of a block as the last record of each has them, by offset.

@@ -39,6 +39,9 @@ pub(crate) struct InfoArgs {
     /// Print JSON, as docs/json.md describes it
     #[arg(long)]
     pub(crate) json: bool,
+    /// Go on behind what is cut or damaged, and list what is lost
+    #[arg(long)]
+    pub(crate) salvage: bool,
 }
 
 #[derive(Args)]
@@ -63,6 +66,9 @@ pub(crate) struct ExtractArgs {
     /// Replace files that exist
     #[arg(long)]
     pub(crate) force: bool,
+    /// Go on behind what is cut or damaged, and list what is lost
+    #[arg(long)]
+    pub(crate) salvage: bool,
     /// Number of threads [default: one for each core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
@@ -92,6 +98,9 @@ pub(crate) struct StateArgs {
     /// may be given again
     #[arg(long = "device", value_name = "PATTERN")]
     pub(crate) devices: Vec<String>,
+    /// Go on behind what is cut or damaged
+    #[arg(long)]
+    pub(crate) salvage: bool,
 }
 
 #[derive(Args)]

@@ -88,6 +88,13 @@ impl Failure {
         {
             crate::terminal::say(format_args!("hint: {hint}"));
         }
+        if let Self::Input { error, .. } = self
+            && error.is_damage()
+        {
+            crate::terminal::say(format_args!(
+                "hint: `ramlift extract --salvage` writes what is whole and lists what is lost; `info` and `state` take it too"
+            ));
+        }
         Exit::Failed
     }
 }

@@ -1,6 +1,6 @@
 //! `ramlift extract`: RAM images and device state into a directory.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use ramlift::{BlockFiles, BlockId, Device, Input, Progress, Ram, Stream, image_len, scatter};
@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::args::{ExtractArgs, SharedFile};
 use crate::exit::{Exit, Failure};
-use crate::info::{self, Source};
+use crate::info::{self, Coverage, Doubtful, Lost, Source};
 use crate::output::Staging;
 use crate::paths::BlockPaths;
 use crate::state::write_report;
@@ -24,7 +24,11 @@ struct Manifest {
     ramlift: &'static str,
     source: Source,
     machine: Option<String>,
+    pages_per_pass: Vec<u64>,
     blocks: Vec<BlockEntry>,
+    salvaged: bool,
+    lost: Vec<Lost>,
+    doubtful_pages: Vec<Doubtful>,
     warnings: Vec<String>,
 }
 
@@ -34,10 +38,8 @@ struct BlockEntry {
     file: Option<String>,
     used_length: u64,
     page_size: u64,
-    data_pages: u64,
-    xbzrle_pages: u64,
-    fill_pages: u64,
-    absent_pages: u64,
+    #[serde(flatten)]
+    coverage: Coverage,
     status: Status,
 }
 
@@ -79,7 +81,7 @@ fn extract(args: &ExtractArgs) -> Result<Exit, Failure> {
     let bar = progress::is_visible(args.quiet);
     let shared = args.shared_files.iter().map(open_shared).collect::<Result<Vec<_>, _>>()?;
     let channels = args.channels.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
-    let mut stream = progress::index(&input, bar)?;
+    let mut stream = progress::index_or_salvage(&input, bar, args.salvage)?;
     let page_size = stream.ram().map(Ram::page_size);
     let unpacked = channels::unpack_all(&channels, page_size)?;
     if !channels.is_empty() {
@@ -103,12 +105,17 @@ fn extract(args: &ExtractArgs) -> Result<Exit, Failure> {
         ramlift: env!("CARGO_PKG_VERSION"),
         source: Source::of(path, &input),
         machine: stream.configuration().map(|configuration| configuration.machine.to_string()),
+        pages_per_pass: stream.ram().map(|ram| ram.pages_per_pass().to_vec()).unwrap_or_default(),
         blocks: entries,
+        salvaged: !stream.losses().is_empty(),
+        lost: info::lost(&stream),
+        doubtful_pages: info::doubtful_pages(&stream),
         warnings,
     };
     staging.write(MANIFEST, |out| terminal::write_json(out, &manifest))?;
     staging.commit()?;
-    report(args.quiet, &target, &manifest)?;
+    let passes = stream.ram().map_or(0, Ram::pass_count);
+    report(args, &target, &manifest, passes)?;
     Ok(Exit::of(is_partial))
 }
 
@@ -246,10 +253,7 @@ fn block_entries(stream: &Stream<'_>, blocks: &[BlockId], images: &[Option<Strin
             file: file.clone(),
             used_length: block.used_length,
             page_size: ram.page_size().bytes(),
-            data_pages: pages.data_pages(),
-            xbzrle_pages: pages.xbzrle_pages(),
-            fill_pages: pages.fill_pages(),
-            absent_pages: ram.absent_pages(*id),
+            coverage: Coverage::of(stream, *id, pages),
             status: Status::of(ram, *id),
         })
     };
@@ -257,11 +261,11 @@ fn block_entries(stream: &Stream<'_>, blocks: &[BlockId], images: &[Option<Strin
 }
 
 /// Says what was written, and what was odd.
-fn report(is_quiet: bool, target: &Path, manifest: &Manifest) -> Result<(), Failure> {
+fn report(args: &ExtractArgs, target: &Path, manifest: &Manifest, passes: u64) -> Result<(), Failure> {
     for warning in &manifest.warnings {
         terminal::say(format_args!("warning: {warning}"));
     }
-    if is_quiet {
+    if args.quiet {
         return Ok(());
     }
     let mut out = terminal::stdout();
@@ -272,5 +276,14 @@ fn report(is_quiet: bool, target: &Path, manifest: &Manifest) -> Result<(), Fail
     let count = manifest.blocks.iter().filter(|block| block.file.is_some()).count();
     writeln!(out, "{}: {count} RAM images, device state, manifest", target.display())
         .map_err(Failure::stdout)?;
+    if args.salvage {
+        write_coverage(&mut out, manifest, passes).map_err(Failure::stdout)?;
+    }
     terminal::finish(out)
+}
+
+fn write_coverage(out: &mut impl Write, manifest: &Manifest, passes: u64) -> io::Result<()> {
+    Coverage::write_head(out, &manifest.pages_per_pass, passes)?;
+    let blocks = &manifest.blocks;
+    blocks.iter().try_for_each(|block| block.coverage.write_line(out, block.used_length, &block.idstr))
 }

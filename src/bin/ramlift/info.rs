@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use indexmap::IndexMap;
-use ramlift::{Input, Ram, Section, SectionType, Stream};
+use ramlift::{BlockId, BlockPages, Input, Ram, Section, SectionType, Stream};
 use serde::Serialize;
 
 use crate::args::InfoArgs;
@@ -24,12 +24,50 @@ struct Report {
     has_footers: bool,
     vcpus: usize,
     passes: u64,
+    pages_per_pass: Vec<u64>,
     blocks: Vec<Block>,
     commands: Vec<Command>,
     sections: Vec<SectionReport>,
     description: Option<DescriptionReport>,
     end: u64,
+    salvaged: bool,
+    lost: Vec<Lost>,
+    doubtful_pages: Vec<Doubtful>,
     warnings: Vec<String>,
+}
+
+/// A range of the stream that is in no result.
+#[derive(Serialize)]
+pub(crate) struct Lost {
+    offset: u64,
+    len: u64,
+    why: String,
+    section: Option<String>,
+}
+
+/// A page that damage may reach into.
+#[derive(Serialize)]
+pub(crate) struct Doubtful {
+    idstr: String,
+    offset: u64,
+}
+
+pub(crate) fn lost(stream: &Stream<'_>) -> Vec<Lost> {
+    let lost = |loss: &ramlift::Loss| Lost {
+        offset: loss.offset.0,
+        len: loss.len,
+        why: loss.why.clone(),
+        section: loss.section.clone(),
+    };
+    stream.losses().iter().map(lost).collect()
+}
+
+pub(crate) fn doubtful_pages(stream: &Stream<'_>) -> Vec<Doubtful> {
+    let doubtful = |page: &ramlift::DoubtfulPage| {
+        let block = stream.ram().and_then(|ram| ram.block(page.block))?;
+        Some(Doubtful { idstr: block.idstr.to_string(), offset: page.offset.0 })
+    };
+    stream.doubtful_pages().iter().filter_map(doubtful).collect()
 }
 
 /// The file that was read.
@@ -51,11 +89,68 @@ struct Block {
     used_length: u64,
     host_page_size: Option<u64>,
     mr_addr: Option<u64>,
+    #[serde(flatten)]
+    coverage: Coverage,
+}
+
+/// How much of a block's pages the stream holds, and as what.
+#[derive(Serialize)]
+pub(crate) struct Coverage {
+    seen_pages: u64,
     data_pages: u64,
     xbzrle_pages: u64,
     fill_pages: u64,
     resent_pages: u64,
-    absent_pages: u64,
+    pub(crate) absent_pages: u64,
+    possibly_stale_pages: u64,
+}
+
+impl Coverage {
+    pub(crate) fn of(stream: &Stream<'_>, id: BlockId, pages: &BlockPages<'_>) -> Self {
+        Self {
+            seen_pages: pages.data_pages() + pages.fill_pages(),
+            data_pages: pages.data_pages(),
+            xbzrle_pages: pages.xbzrle_pages(),
+            fill_pages: pages.fill_pages(),
+            resent_pages: pages.resent_pages(),
+            absent_pages: stream.ram().map_or(0, |ram| ram.absent_pages(id)),
+            possibly_stale_pages: stream.possibly_stale_pages(id),
+        }
+    }
+
+    /// A line of the table that [`write_head`](Self::write_head) begins.
+    pub(crate) fn write_line(&self, out: &mut impl Write, used_length: u64, idstr: &str) -> io::Result<()> {
+        let Self {
+            data_pages,
+            xbzrle_pages,
+            fill_pages,
+            resent_pages,
+            absent_pages,
+            possibly_stale_pages,
+            ..
+        } = self;
+        writeln!(
+            out,
+            "  {used_length:>14} {data_pages:>10} {xbzrle_pages:>10} {fill_pages:>10} {resent_pages:>10} {absent_pages:>10} {possibly_stale_pages:>10}  {idstr}"
+        )
+    }
+
+    pub(crate) fn write_head(out: &mut impl Write, per_pass: &[u64], passes: u64) -> io::Result<()> {
+        /// Passes whose pages are shown.
+        const SHOWN: usize = 12;
+        let unit = if passes == 1 { "pass" } else { "passes" };
+        write!(out, "\nRAM blocks, pages sent in {passes} {unit}")?;
+        if passes > 1 {
+            let shown: Vec<String> = per_pass.iter().take(SHOWN).map(u64::to_string).collect();
+            let more = if per_pass.len() > SHOWN { " + …" } else { "" };
+            write!(out, ": {}{more}", shown.join(" + "))?;
+        }
+        writeln!(
+            out,
+            "\n  {:>14} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}  idstr",
+            "bytes", "data", "of XBZRLE", "fill", "re-sent", "never sent", "stale?"
+        )
+    }
 }
 
 #[derive(Serialize)]
@@ -87,7 +182,7 @@ struct DescriptionReport {
 
 pub(crate) fn run(args: &InfoArgs) -> Result<Exit, Failure> {
     let input = Input::open(&args.stream).map_err(Failure::input(&args.stream))?;
-    let stream = progress::index(&input, progress::is_visible(false))?;
+    let stream = progress::index_or_salvage(&input, progress::is_visible(false), args.salvage)?;
     let report = report(&args.stream, &input, &stream);
     if args.json {
         terminal::print_json(&report)?;
@@ -119,11 +214,15 @@ fn report(path: &Path, input: &Input, stream: &Stream<'_>) -> Report {
         has_footers: stream.has_footers(),
         vcpus: stream.vcpu_count(),
         passes: stream.ram().map_or(0, Ram::pass_count),
-        blocks: stream.ram().map(blocks).unwrap_or_default(),
+        pages_per_pass: stream.ram().map(|ram| ram.pages_per_pass().to_vec()).unwrap_or_default(),
+        blocks: stream.ram().map(|ram| blocks(stream, ram)).unwrap_or_default(),
         commands: stream.commands().iter().map(command).collect(),
         sections: stream.sections().iter().map(section).collect(),
         description,
         end: stream.end().0,
+        salvaged: !stream.losses().is_empty(),
+        lost: lost(stream),
+        doubtful_pages: doubtful_pages(stream),
         warnings: warnings(stream),
     }
 }
@@ -146,17 +245,13 @@ pub(crate) fn warnings(stream: &Stream<'_>) -> Vec<String> {
     texts
 }
 
-fn blocks(ram: &Ram<'_>) -> Vec<Block> {
-    let block = |(id, block, pages): (_, &ramlift::RamBlock, &ramlift::BlockPages<'_>)| Block {
+fn blocks(stream: &Stream<'_>, ram: &Ram<'_>) -> Vec<Block> {
+    let block = |(id, block, pages): (_, &ramlift::RamBlock, &BlockPages<'_>)| Block {
         idstr: block.idstr.to_string(),
         used_length: block.used_length,
         host_page_size: block.host_page_size,
         mr_addr: block.mr_addr,
-        data_pages: pages.data_pages(),
-        xbzrle_pages: pages.xbzrle_pages(),
-        fill_pages: pages.fill_pages(),
-        resent_pages: pages.resent_pages(),
-        absent_pages: ram.absent_pages(id),
+        coverage: Coverage::of(stream, id, pages),
     };
     ram.blocks().map(block).collect()
 }
@@ -226,27 +321,8 @@ fn write_text(out: &mut impl Write, report: &Report, stream: &Stream<'_>) -> io:
 }
 
 fn write_blocks(out: &mut impl Write, report: &Report) -> io::Result<()> {
-    let passes = if report.passes == 1 { "pass" } else { "passes" };
-    writeln!(out, "\nRAM blocks, pages sent in {} {passes}", report.passes)?;
-    writeln!(
-        out,
-        "  {:>14} {:>10} {:>10} {:>10} {:>10} {:>10}  idstr",
-        "bytes", "data", "of XBZRLE", "fill", "re-sent", "never sent"
-    )?;
-    for block in &report.blocks {
-        writeln!(
-            out,
-            "  {:>14} {:>10} {:>10} {:>10} {:>10} {:>10}  {}",
-            block.used_length,
-            block.data_pages,
-            block.xbzrle_pages,
-            block.fill_pages,
-            block.resent_pages,
-            block.absent_pages,
-            block.idstr
-        )?;
-    }
-    Ok(())
+    Coverage::write_head(out, &report.pages_per_pass, report.passes)?;
+    report.blocks.iter().try_for_each(|block| block.coverage.write_line(out, block.used_length, &block.idstr))
 }
 
 /// What a line of the section table stands for.

@@ -55,6 +55,21 @@ pub(crate) fn index(input: &Input, is_visible: bool) -> Result<Stream<'_>, Failu
         .map_err(Failure::input(input.path()))
 }
 
+/// The same, and with `is_salvage` what can be had of a damaged stream.
+pub(crate) fn index_or_salvage(
+    input: &Input,
+    is_visible: bool,
+    is_salvage: bool,
+) -> Result<Stream<'_>, Failure> {
+    if !is_salvage {
+        return index(input, is_visible);
+    }
+    let bytes = input.bytes();
+    watch(is_visible, "indexing", bytes.len() as u64, |progress| Stream::salvage(bytes, progress)).map_err(
+        |error| Failure::Other(format!("{}: nothing can be salvaged: {error}", input.path().display())),
+    )
+}
+
 fn style() -> ProgressStyle {
     let template = "{msg:8} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta} left";
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())

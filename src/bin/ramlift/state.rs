@@ -69,7 +69,7 @@ fn line(device: Device<'_>) -> io::Result<(Vec<u8>, Option<Error>)> {
 
 pub(crate) fn run(args: &StateArgs) -> Result<Exit, Failure> {
     let input = Input::open(&args.stream).map_err(Failure::input(&args.stream))?;
-    let stream = progress::index(&input, progress::is_visible(false))?;
+    let stream = progress::index_or_salvage(&input, progress::is_visible(false), args.salvage)?;
     let devices = choose(&stream, &args.devices)?;
     let mut out = terminal::stdout();
     let failures = write_report(&mut out, &stream, &devices).map_err(Failure::stdout)?;
