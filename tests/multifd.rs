@@ -186,7 +186,8 @@ fn the_command_joins_channels() {
         for entry in place.json("out/manifest.json")["blocks"].as_array().unwrap() {
             let image = place.read(&format!("out/{}", entry["file"].as_str().unwrap()));
             let truth = &read_json("manifest.json")[name.0]["blocks"][entry["idstr"].as_str().unwrap()];
-            assert_eq!(sha256(&image), truth["sha256"], "{name:?}: {entry}");
+            // Of some blocks QEMU does not show the content.
+            assert!(truth.is_null() || sha256(&image) == truth["sha256"], "{name:?}: {entry}");
             assert_eq!((&entry["absent_pages"], &entry["status"]), (&0.into(), &"complete".into()));
         }
     }
@@ -218,11 +219,14 @@ fn channels_that_do_not_belong_together_are_refused() {
     refused(&args[..args.len() - 2], "multifd channel 0 is missing");
     refused(&[&args[..], &args[4..6]].concat(), "given twice");
     let mut cut = place.read("channel-0");
-    // A channel ends with SYNC, without pages.
-    cut.truncate(cut.len() - HEADER_LEN);
+    let last = ram_packets(&parse(&cut).unwrap()).filter(|packet| packet.sync).last().unwrap().at;
+    cut.truncate(last.0 as usize);
     std::fs::write(place.join("channel-0"), cut).unwrap();
     refused(&args, "cut off");
-    std::fs::write(place.join("channel-0"), &unpack_channels(LIVE[4].0)[0]).unwrap();
+    let syncs = parse(&unpack_channels(LIVE[0].0)[0]).unwrap().sync_count();
+    let others = LIVE.iter().map(|(name, _)| unpack_channels(name).swap_remove(0));
+    let other = others.into_iter().find(|other| parse(other).unwrap().sync_count() != syncs).unwrap();
+    std::fs::write(place.join("channel-0"), other).unwrap();
     refused(&args, "multifd channel 0 is cut off, or of another migration");
 }
 

@@ -527,6 +527,10 @@ fn candidates_everywhere_are_looked_at_once() {
     // Page words, rows of three, named pages, end words, footers, headers of
     // sections, heads of descriptions, block lists.
     check_time(&repeat(&0x1022u64.to_be_bytes()));
+    check_time(&repeat(&0x200u64.to_be_bytes()));
+    check_time(&repeat(&Records::new().word(0x200, &[]).next_fill(0, 0).end()[..17]));
+    check_time(&repeat(&Records::new().next_xbzrle(0, &[]).end()[..11]));
+    check_time(&repeat(&Records::new().next_compressed(0, &[]).end()[..20]));
     check_time(&repeat(
         &[&Records::new().next_fill(0, 0).next_fill(0x1000, 0).next_fill(0x2000, 0).end()[..27], &[0xff]]
             .concat(),

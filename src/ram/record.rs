@@ -150,7 +150,7 @@ impl<'a, 's> PageRecords<'a, 's> {
             if self.state.certainty != Certainty::Settled {
                 flags = self.flags_of_any_size(word);
             }
-            if flags != ram_flag::MULTIFD_FLUSH {
+            if word != ram_flag::MULTIFD_FLUSH {
                 return Ok((at, word, flags));
             }
             self.flush_count += 1;

@@ -68,6 +68,7 @@ impl<'s> RecordSearch<'s> {
     }
 
     /// Whether the word here has one flag, and an offset that some block has.
+    /// MULTIFD_FLUSH does not count: any number of them may follow each other.
     #[inline]
     fn is_word(&self, mut at: Cursor<'_>) -> bool {
         let Ok(word) = at.be64() else { return false };
@@ -75,6 +76,7 @@ impl<'s> RecordSearch<'s> {
         (word & self.mask & !ram_flag::CONTINUE).is_power_of_two()
             && offset & (self.state.page_size.bytes() - 1) == 0
             && (offset < self.longest || word == ram_flag::EOS)
+            && word & self.mask != ram_flag::MULTIFD_FLUSH
     }
 
     fn leads_on<'a>(&mut self, at: Cursor<'a>, is_end: impl Fn(Cursor<'a>) -> bool) -> bool {
