@@ -3,7 +3,7 @@
 import mmap
 from pathlib import Path
 
-from . import StreamError, command, firmware
+from . import StreamError, command, firmware, virtio
 from .process import Deadline, Qemu
 from .rows import Row
 
@@ -22,26 +22,36 @@ LOW, RAISED = 1.5, 8
 NEVER_MS, ALWAYS_MS = 1, 60_000  # downtime limits
 
 
-def run(row: Row, size: int, qemu: Qemu, directory: Path) -> dict:
+def run(
+    row: Row, size: int, qemu: Qemu, directory: Path, qtest: virtio.QTest | None
+) -> dict:
     """Takes the row to the end of its migration; returns QEMU's figures of it.
+
+    Under "made" is what was done to the machine before.
 
     The guest is stopped from then on: what its RAM holds is what the stream says.
     """
-    if row.board.firmware:
+    if row.board.firmware or row.board.program:
         qemu.execute("cont")
         _wait_for_guest(row, size, directory)
     _set_capabilities(row, qemu)
+    made = {}
     match row.scenario:
         case "paused":
             qemu.execute("stop")
+            _set_up(row, qemu)
+            if qtest:
+                is_legacy = row.virtio.startswith("legacy-")
+                kind = row.virtio.removeprefix("legacy-")
+                made["virtio"] = virtio.set_up(kind, qtest, row.board.mmio, is_legacy)
             _set_limits(qemu, UNLIMITED, ALWAYS_MS)
-            _migrate(qemu)
+            _migrate(row, qemu)
         case "live":
             _set_limits(qemu, int(size * LOW), NEVER_MS)
-            _migrate(qemu)
+            _migrate(row, qemu)
             _wait_for_passes(qemu)
             _set_limits(qemu, size * RAISED, ALWAYS_MS)
-    return _wait_for_end(qemu)
+    return _wait_for_end(qemu) | {"made": made}
 
 
 def collect(directory: Path) -> Path:
@@ -75,18 +85,29 @@ def _set_capabilities(row: Row, qemu: Qemu) -> None:
     qemu.execute("migrate-set-capabilities", capabilities=wanted)
 
 
+def _set_up(row: Row, qemu: Qemu) -> None:
+    for step in row.setup:
+        if isinstance(step, str):
+            said = qemu.monitor(step)
+            if "rror" in said or "failed" in said:
+                raise StreamError(f"{step}: {said.strip()}")
+        else:
+            name, arguments = step
+            qemu.execute(name, **arguments)
+
+
 def _set_limits(qemu: Qemu, bandwidth: int, downtime_ms: int) -> None:
     limits = {"max-bandwidth": bandwidth, "downtime-limit": downtime_ms}
     qemu.execute("migrate-set-parameters", **limits)
 
 
-def _migrate(qemu: Qemu) -> None:
+def _migrate(row: Row, qemu: Qemu) -> None:
     if qemu.version >= FILE_URI_SINCE:
         uri = f"file:{STREAM}"
     else:
         # QEMU may say "completed" before cat has written all: the name says when.
         uri = f"exec:cat > {PARTIAL} && mv {PARTIAL} {STREAM}"
-    qemu.execute("migrate", uri=uri)
+    qemu.execute("migrate", uri=uri, **dict(row.migrate))
 
 
 def _wait_for_passes(qemu: Qemu) -> None:
