@@ -79,6 +79,7 @@ mod extract;
 mod header;
 mod idstr;
 mod input;
+mod iterated;
 mod json;
 mod progress;
 mod ram;
@@ -90,12 +91,17 @@ mod walk;
 mod walked;
 mod wire;
 
+pub use body::{
+    BLOCK_LEN, BitmapPiece, BlockChunk, BlockDevice, BlockDevices, Content, DirtyBitmap, DirtyBitmaps,
+    DirtyRange, Piece, Tod,
+};
 pub use error::{Error, ErrorKind, Result};
 pub use extract::{BlockFiles, ImageSink, WINDOW_LEN, create_new, image_len, scatter};
 pub use header::Configuration;
 pub use idstr::Idstr;
 pub use input::Input;
-pub use json::{DeviceJson, StateJson};
+pub use iterated::Iterated;
+pub use json::{DeviceJson, IteratedJson, StateJson};
 pub use progress::Progress;
 pub use ram::{BlockPages, Page, PageRecord, PageRun, PageSource, Ram, RamBlock, RecordContent, RunContent};
 pub use section::{Command, Handler, Section, SectionType};

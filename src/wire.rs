@@ -97,6 +97,9 @@ pub(crate) mod limit {
     /// RAM blocks. A guest with 256 DIMMs and as many devices has under 1000;
     /// each costs at least 10 bytes of input and about 200 of memory.
     pub(crate) const RAM_BLOCKS: usize = 65_536;
+    /// Dirty bitmaps, or block devices, that the sections of one handler name.
+    /// Each takes at least 6 bytes of input and about 200 of memory.
+    pub(crate) const NAMED: usize = 65_536;
     /// Bytes of the description. 57 real ones had 1.4 kB to 102 kB; 4096
     /// vCPUs make about 40 MB. Parsed, it takes up to eight times its length.
     pub(crate) const VMDESC_LEN: u64 = 64 << 20;

@@ -97,6 +97,7 @@ fn the_manifest_says_what_is_where() {
                 "page_size": 4096, "data_pages": 0, "fill_pages": 2, "absent_pages": 0, "status": "complete",
             },
         ],
+        "block_devices": [],
         "warnings": [],
     });
     // As text: the order of keys is part of the format.

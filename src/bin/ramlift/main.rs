@@ -2,6 +2,7 @@
 
 mod analyze_migration;
 mod args;
+mod block_devices;
 mod desc;
 mod exit;
 mod extract;
@@ -10,6 +11,7 @@ mod info;
 mod output;
 mod paths;
 mod progress;
+mod raw;
 mod state;
 mod terminal;
 
