@@ -108,4 +108,8 @@ pub use section::{Command, Handler, Section, SectionType};
 pub use stream::{Device, Stream};
 pub use units::{BlockId, BlockOffset, StreamOffset, TargetPageSize};
 pub use vmstate::{DeviceDesc, Field, FieldDesc, FieldType, State, Subsection, TreeKey, Value, VmDesc, Vmsd};
+pub use vmstate::{
+    Indicator, ModernQueue, MsixState, PackedQueue, Unknown, Virtio, VirtioElement, VirtioExtra, VirtioQueue,
+    VirtioSubsections, VirtioTransport,
+};
 pub use walked::{Description, Warning};

@@ -5,12 +5,14 @@
 //! stand in the order of the stream.
 
 mod body;
+mod virtio;
 
 use indexmap::IndexMap;
 use serde::ser::{Serialize, SerializeMap, SerializeSeq, Serializer};
 
 use crate::error::Error;
 use crate::json::body::OldStyleJson;
+use crate::json::virtio::VirtioJson;
 use crate::stream::Device;
 use crate::vmstate::{Field, State, TreeKey, Value};
 
@@ -80,7 +82,10 @@ impl Serialize for StateJson<'_, '_> {
         let mut map = serializer.serialize_map(None)?;
         for (name, fields) in &by_name {
             match fields.as_slice() {
-                [field] if !is_array(field) => map.serialize_entry(name, &ValueJson(&field.value))?,
+                [field] if !is_array(field) => match VirtioJson::of(self.0, field) {
+                    Some(virtio) => map.serialize_entry(name, &virtio)?,
+                    None => map.serialize_entry(name, &ValueJson(&field.value))?,
+                },
                 fields => map.serialize_entry(name, &Elements(fields))?,
             }
         }
