@@ -249,6 +249,7 @@ fn reads_virtio_devices() {
 fn reads_virtio_devices_in_use() {
     check("pc-7.2-virtio-set-up", paused("pc-i440fx-7.2"));
     check("pc-10.0-virtio-set-up", paused("pc-i440fx-10.0"));
+    check("pc-10.0-virtio-in-flight", paused("pc-i440fx-10.0"));
     check("q35-10.0-virtio-set-up", paused("pc-q35-10.0"));
     check("microvm-10.0-virtio-set-up", paused("microvm"));
     check("aarch64-10.0-virtio-set-up", paused("virt-10.0"));

@@ -718,6 +718,23 @@ fn subsections_begin_where_they_lead_to_the_end() {
 }
 
 #[test]
+fn the_request_that_a_failing_disk_could_not_answer_is_in_flight() {
+    let stream = unpack("pc-10.0-virtio-in-flight");
+    let state = state(&stream);
+    let blobs = blobs(&state);
+    let [(_, blob)] = blobs.as_slice() else { unreachable!("{state}") };
+    assert_eq!(blob["queues"][0]["last_avail_idx"], 1);
+    let elements = blob["device"]["elements"].as_array().unwrap();
+    // The disk has two queues, so each request says which it came by.
+    assert_eq!((elements.len(), &elements[0]["words"]), (1, &json!([0])));
+    let at = elements[0]["offset"].as_u64().unwrap() as usize;
+    let word = |nth: usize| u32::from_le_bytes(stream[at + 4 * nth..][..4].try_into().unwrap());
+    // QEMU's structure, of a host of this byte order: index, out_num, in_num.
+    assert_eq!([word(0), word(1), word(2)], [0, 1, 2]);
+    check_virtio("pc-10.0-virtio-in-flight", "pci", Some(256));
+}
+
+#[test]
 fn requests_in_flight_are_counted() {
     let element = noise(3, 49168);
     for words in 0..3 {

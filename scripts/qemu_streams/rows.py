@@ -78,6 +78,9 @@ class Row:
     # How the virtio devices are reached that are set up over qtest: "pci", "mmio",
     # "legacy-mmio".
     virtio: str = ""
+    # The drive, behind the first PCI device, that fails when it is read: a request
+    # stays in flight.
+    failing_disk: str = ""
     until: tuple[int, ...] = ()  # first QEMU version that cannot make it
 
     @property
@@ -198,6 +201,12 @@ VIRTIO_MMIO = (
     "-device", "virtio-net-device",
     "-device", "virtio-rng-device",
 )  # fmt: skip
+FAILING_DISK = (
+    "-drive", "if=none,id=disk0,format=raw,file.driver=blkdebug"
+    f",file.image.driver=file,file.image.filename={DISK}"
+    ",file.inject-error.0.event=read_aio,file.inject-error.0.errno=5",
+    "-device", "virtio-blk-pci,drive=disk0,num-queues=2,rerror=stop",
+)  # fmt: skip
 MODERN_MMIO = ("-global", "virtio-mmio.force-legacy=false")
 USB = (
     "-device", "piix3-usb-uhci,id=uhci",
@@ -264,6 +273,13 @@ ROWS = (
     Row("pc-virtio", PC, options=VIRTIO),
     Row("q35-virtio-live", Q35, "live", options=VIRTIO),
     Row("pc-virtio-set-up", PC, options=VIRTIO_ALL, virtio="pci"),
+    Row(
+        "pc-virtio-in-flight",
+        PC,
+        options=FAILING_DISK,
+        virtio="pci",
+        failing_disk="disk0",
+    ),
     Row("q35-virtio-set-up", Q35, options=VIRTIO_EXPRESS, virtio="pci"),
     Row(
         "microvm-virtio-set-up",

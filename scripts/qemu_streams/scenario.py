@@ -44,6 +44,9 @@ def run(
                 is_legacy = row.virtio.startswith("legacy-")
                 kind = row.virtio.removeprefix("legacy-")
                 made["virtio"] = virtio.set_up(kind, qtest, row.board.mmio, is_legacy)
+            if row.failing_disk:
+                virtio.submit_read(qtest)
+                _wait_for_failure(row, qemu)
             _set_limits(qemu, UNLIMITED, ALWAYS_MS)
             _migrate(row, qemu)
         case "live":
@@ -94,6 +97,16 @@ def _set_up(row: Row, qemu: Qemu) -> None:
         else:
             name, arguments = step
             qemu.execute(name, **arguments)
+
+
+def _wait_for_failure(row: Row, qemu: Qemu) -> None:
+    deadline = Deadline(WAIT_SECONDS)
+    while True:
+        drives = qemu.execute("query-block")
+        drive = next(each for each in drives if each["device"] == row.failing_disk)
+        if drive["io-status"] == "failed":
+            return
+        deadline.poll("the request to fail")
 
 
 def _set_limits(qemu: Qemu, bandwidth: int, downtime_ms: int) -> None:

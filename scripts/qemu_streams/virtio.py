@@ -59,6 +59,20 @@ def set_up(kind: str, qtest: QTest, bases: range, is_legacy: bool) -> list[dict]
     return _set_up_mmio(qtest, bases, is_legacy)
 
 
+def submit_read(qtest: QTest) -> None:
+    """Asks the first PCI device, which is a disk, for its first sector."""
+    header, data, status = 0x30000, 0x31000, 0x32000
+    chain = ((header, 16, 1, 1), (data, 512, 3, 2), (status, 1, 2, 0))
+    for nth, (address, length, flags, following) in enumerate(chain):
+        at = RINGS_START + 16 * nth
+        qtest.command("writeq", at, address)
+        qtest.command("writel", at + 8, length)
+        qtest.command("writel", at + 12, following << 16 | flags)
+    available = RINGS_START + 0x400
+    qtest.command("writel", available, 1 << 16)  # one entry, which is descriptor 0
+    qtest.command("writew", WINDOW + 0x3000, 0)  # notify
+
+
 class _Rings:
     """Gives out memory."""
 
