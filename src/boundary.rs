@@ -114,7 +114,7 @@ impl Boundaries<'_> {
         if version != handler.version_id || self.vain_len.get() == 0 {
             return None;
         }
-        if layout(SectionType::Full, &mut end).is_ok() {
+        if layout.read(SectionType::Full, &mut end).is_ok() {
             return Some(end);
         }
         let gone = end.offset().0 - body.offset().0;

@@ -80,6 +80,7 @@ mod extract;
 mod header;
 mod idstr;
 mod input;
+mod iterated;
 mod json;
 mod loss;
 mod multifd;
@@ -95,12 +96,17 @@ mod walked;
 mod wire;
 
 pub use block_files::{BlockFiles, create_new};
+pub use body::{
+    BLOCK_LEN, BitmapPiece, BlockChunk, BlockDevice, BlockDevices, Content, DirtyBitmap, DirtyBitmaps,
+    DirtyRange, Piece, Tod,
+};
 pub use error::{Error, ErrorKind, Result};
 pub use extract::{ImageSink, PIECE_ALIGN, PIECE_LEN, WINDOW_LEN, image_len, scatter};
 pub use header::Configuration;
 pub use idstr::Idstr;
 pub use input::Input;
-pub use json::{DeviceJson, StateJson};
+pub use iterated::Iterated;
+pub use json::{DeviceJson, IteratedJson, StateJson};
 pub use loss::{DoubtfulPage, Loss};
 pub use multifd::{
     Channel, DeviceStatePacket, MultifdCompression, Packet, PacketContent, PacketPage, RamPacket,
@@ -114,4 +120,8 @@ pub use section::{Command, Handler, Section, SectionType};
 pub use stream::{Device, Stream};
 pub use units::{BlockId, BlockOffset, StreamOffset, TargetPageSize};
 pub use vmstate::{DeviceDesc, Field, FieldDesc, FieldType, State, Subsection, TreeKey, Value, VmDesc, Vmsd};
+pub use vmstate::{
+    Indicator, ModernQueue, MsixState, PackedQueue, Unknown, Virtio, VirtioElement, VirtioExtra, VirtioQueue,
+    VirtioSubsections, VirtioTransport,
+};
 pub use walked::{Description, Warning};

@@ -11,6 +11,7 @@
 
 use std::ops::Range;
 
+use crate::body::{Piece, Pieces};
 use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::header::Configuration;
@@ -45,6 +46,15 @@ impl<'s> Device<'s> {
     /// Its body, as it stands in the stream.
     pub fn body(&self) -> &'s [u8] {
         self.body
+    }
+
+    /// What it says, if it is of the old style and has a layout of its own
+    /// (`s390-skeys`, `todclock`) that its bytes follow; `None` for all others.
+    pub fn pieces(&self) -> Option<impl Iterator<Item = Piece<'s>> + use<'s>> {
+        let handler = &self.section.handler;
+        let body = Cursor::new(self.body, self.section.body);
+        let pieces = Pieces::of_device(handler.idstr.as_bytes(), handler.version_id, body)?;
+        Some(pieces.filter_map(Result::ok))
     }
 
     /// Decodes it by its description.

@@ -174,7 +174,7 @@ impl<'a, 'p> Walk<'a, 'p> {
                 ErrorKind::Version { what: "section", met, expected },
             ));
         }
-        layout(kind, &mut self.cursor)
+        layout.read(kind, &mut self.cursor)
     }
 
     fn read_ram(&mut self, kind: SectionType, version_id: u32) -> Result<()> {

@@ -103,6 +103,9 @@ pub(crate) mod limit {
     /// Times the length of the input that a salvage looks for the ends of
     /// devices in vain: some memory scans of it all.
     pub(crate) const VAIN_SCANS: u64 = 32;
+    /// Dirty bitmaps, or block devices, that the sections of one handler name.
+    /// Each takes at least 6 bytes of input and about 200 of memory.
+    pub(crate) const NAMED: usize = 65_536;
     /// Bytes of the description. 57 real ones had 1.4 kB to 102 kB; 4096
     /// vCPUs make about 40 MB. Parsed, it takes up to eight times its length.
     pub(crate) const VMDESC_LEN: u64 = 64 << 20;

@@ -100,6 +100,7 @@ fn the_manifest_says_what_is_where() {
                 "absent_pages": 0, "possibly_stale_pages": 0, "status": "complete",
             },
         ],
+        "block_devices": [],
         "salvaged": false,
         "lost": [],
         "doubtful_pages": [],

@@ -191,7 +191,6 @@ fn opaque_fields_are_hex() {
         "pci config",
         "msix state",
         "shpc",
-        "virtio",
         "virtio-gpu",
         "blob",
         "scsi-requests",

@@ -246,6 +246,32 @@ fn reads_virtio_devices() {
 }
 
 #[test]
+fn reads_virtio_devices_in_use() {
+    check("pc-7.2-virtio-set-up", paused("pc-i440fx-7.2"));
+    check("pc-10.0-virtio-set-up", paused("pc-i440fx-10.0"));
+    check("pc-10.0-virtio-in-flight", paused("pc-i440fx-10.0"));
+    check("q35-10.0-virtio-set-up", paused("pc-q35-10.0"));
+    check("microvm-10.0-virtio-set-up", paused("microvm"));
+    check("aarch64-10.0-virtio-set-up", paused("virt-10.0"));
+}
+
+#[test]
+fn reads_dirty_bitmaps() {
+    check("pc-7.2-dirty-bitmaps", paused("pc-i440fx-7.2"));
+    check("pc-10.0-dirty-bitmaps", paused("pc-i440fx-10.0"));
+}
+
+#[test]
+fn reads_block_devices() {
+    let golden = Golden::unpack("pc-7.2-block");
+    let output = golden.extract().expect_code(0);
+    assert!(output.stderr.contains("--block-devices"), "{}", output.stderr);
+    assert!(golden.compare_images() > 0);
+    assert_eq!(golden.undecoded_devices(), Vec::<Value>::new());
+    check_facts(&golden.info(), paused("pc-i440fx-7.2"));
+}
+
+#[test]
 fn reads_usb_devices() {
     check("pc-11.1-usb", paused("pc-i440fx-11.1"));
 }
@@ -368,6 +394,16 @@ fn reads_ppc64_with_its_hash_table_of_qemu_7_2() {
 #[test]
 fn reads_ppc64_with_its_hash_table_of_qemu_11_1() {
     check("ppc64-pseries-11.1", paused("pseries-11.1"));
+}
+
+#[test]
+fn reads_ppc64_with_entries_in_its_hash_table() {
+    check("ppc64-10.0-htab", paused("pseries-10.0"));
+}
+
+#[test]
+fn reads_s390x_with_storage_keys() {
+    check("s390x-10.0-keys", paused("s390-ccw-virtio-10.0"));
 }
 
 #[test]

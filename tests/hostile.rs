@@ -18,7 +18,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use ramlift::{BlockId, BlockOffset, DeviceJson, Error, ErrorKind, ImageSink, Progress, Stream, scatter};
+use ramlift::{
+    BlockId, BlockOffset, DeviceJson, Error, ErrorKind, ImageSink, IteratedJson, Progress, Stream, scatter,
+};
 use serde_json::Value;
 use support::cli::{Output, Workplace, entries_of, files_in, ramlift_in, ramlift_within};
 use support::synth::{self, Block, Records, Synth, block_list, noise, small_stream, str8};
@@ -101,6 +103,9 @@ fn exercise(stream: &[u8]) -> Result<(), Error> {
     let stream = Stream::parse(stream)?;
     for device in stream.devices() {
         serde_json::to_writer(std::io::sink(), &DeviceJson::of(device)).unwrap();
+    }
+    for iterated in stream.iterated() {
+        serde_json::to_writer(std::io::sink(), &IteratedJson::of(iterated)).unwrap();
     }
     let Some(ram) = stream.ram() else { return Ok(()) };
     let ids: Vec<BlockId> = ram.blocks().map(|(id, ..)| id).collect();
@@ -450,7 +455,7 @@ fn other_versions_of_ram_are_refused() {
 
 #[test]
 fn handlers_without_a_known_layout_are_refused_by_name() {
-    for name in ["dirty-bitmap", "block", "0000:00:01.0/vfio", "slirp", ""] {
+    for name in ["dirty-bitmaps", "blocks", "0000:00:01.0/vfio2", "slirp", ""] {
         let stream = Synth::machine().head(synth::START, 5, name, 0, 1);
         let at = stream.offset();
         let stream = stream.raw([0; 64]).footer(5).finish();

@@ -142,3 +142,13 @@ fn a_guest_of_an_old_machine_type_gives_its_memory() {
 fn a_guest_with_more_devices_gives_its_memory() {
     check(&["pc-smp", "pc-usb", "pc-virtio", "pc-validate-uuid"]);
 }
+
+#[test]
+fn a_guest_with_virtio_devices_in_use_gives_its_memory() {
+    check(&["pc-virtio-set-up", "q35-virtio-set-up", "microvm-virtio-set-up"]);
+}
+
+#[test]
+fn a_guest_with_dirty_bitmaps_gives_its_memory() {
+    check(&["pc-dirty-bitmaps"]);
+}

@@ -1,6 +1,8 @@
 """Makes migration streams with a real QEMU, and the truth to test them against.
 
 firmware   the 64 KiB x86 guest
+programs   small guests of other machines
+virtio     a driver of virtio devices, over qtest
 rows       the table: which streams there are
 command    a row as a QEMU command line, with the files it needs
 host       where QEMU runs: its binaries, its root directory, what they offer

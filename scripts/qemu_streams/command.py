@@ -3,15 +3,19 @@
 All names are relative: QEMU is started in the directory of its files.
 """
 
+import os
 import struct
 from pathlib import Path
 
-from . import firmware
-from .rows import DISK, MIB, Backend, Row
+from . import firmware, programs
+from .rows import DISK, MIB, SHORT_DISK, Backend, Row
 
 BIOS = "firmware.bin"
+PROGRAM = "program.bin"
 LOADED = "pattern.bin"
 DISK_BYTES = MIB
+SHORT_DATA_BYTES = 64 << 10
+SHORT_DISK_BYTES = 2 * MIB + (192 << 10)
 DIMM_MAX = "4G"
 
 
@@ -23,6 +27,8 @@ def backend_file(backend: Backend) -> str:
 def write_files(row: Row, size: int, directory: Path) -> None:
     """Writes every file that the row's command line names."""
     (directory / DISK).write_bytes(pattern(DISK_BYTES))
+    (directory / SHORT_DISK).write_bytes(pattern(SHORT_DATA_BYTES))
+    os.truncate(directory / SHORT_DISK, SHORT_DISK_BYTES)
     for backend in row.backends():
         length = row.backend_bytes(backend, size)
         with open(directory / backend_file(backend), "wb") as file:
@@ -31,6 +37,9 @@ def write_files(row: Row, size: int, directory: Path) -> None:
             file.truncate(length)
     if row.board.firmware:
         (directory / BIOS).write_bytes(firmware.image(row.ram_bytes(size)))
+    if row.board.program:
+        image = getattr(programs, row.board.program)()
+        (directory / PROGRAM).write_bytes(image)
     if row.board.load_bytes:
         (directory / LOADED).write_bytes(pattern(row.board.load_bytes))
 
@@ -101,6 +110,8 @@ def _memory(row: Row, size: int, anonymous: bool) -> list[str]:
 def _content(row: Row) -> list[str]:
     if row.board.firmware:
         return ["-bios", BIOS]
+    if row.board.program:
+        return ["-bios", PROGRAM]
     if row.board.load_bytes:
         address = row.board.load_address
         return ["-device", f"loader,file={LOADED},addr={address:#x},force-raw=on"]

@@ -75,6 +75,8 @@ class Host:
             return f"no machine {row.machine_type}"
         if offer.version < row.board.since:
             return "needs QEMU " + ".".join(map(str, row.board.since))
+        if row.until and offer.version >= row.until:
+            return "gone since QEMU " + ".".join(map(str, row.until))
         unknown = [name for name in row.capabilities if name not in offer.capabilities]
         if unknown:
             return f"no capability {unknown[0]}"

@@ -77,13 +77,21 @@ class Qemu:
 
 
 @contextmanager
-def start(host, binary: str, arguments: list[str], directory: Path):
-    """Runs QEMU in `directory` for the length of a with block; then kills it."""
+def start(host, binary: str, arguments: list[str], directory: Path, qtest=None):
+    """Runs QEMU in `directory` for the length of a with block; then kills it.
+
+    `qtest` is a socket for its qtest channel, if there shall be one.
+    """
     ours, theirs = socket.socketpair()
     ours.settimeout(REPLY_SECONDS)
     channel = f"socket,id=qmp,fd={theirs.fileno()}"
     command = [host.path(binary), *arguments]
     command += ["-chardev", channel, "-qmp", "chardev:qmp"]
+    passed = [theirs.fileno()]
+    if qtest:
+        command += ["-chardev", f"socket,id=qtest,fd={qtest.fileno()}"]
+        command += ["-qtest", "chardev:qtest", "-qtest-log", "none"]
+        passed.append(qtest.fileno())
     stderr = directory / STDERR
     with ours, theirs, open(stderr, "wb") as errors:
         try:
@@ -92,7 +100,7 @@ def start(host, binary: str, arguments: list[str], directory: Path):
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=passed,
                 preexec_fn=lambda: host.enter(directory),
                 env=ENVIRONMENT,
             )

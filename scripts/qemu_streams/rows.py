@@ -15,6 +15,8 @@ LIVE_SHORTFALL = 8 << 10
 
 # Every row finds this file in its directory: a small raw disk image.
 DISK = "disk.img"
+# And this one: its length is no multiple of 1 MiB, and it ends with zeros.
+SHORT_DISK = "short.img"
 
 # How a memory backend names its RAM block: by its id, or by the canonical path
 # that machine types up to 4.0 use by default.
@@ -26,20 +28,23 @@ CANONICAL_PATH = "x-use-canonical-path-for-ramblock-id=on"
 class Board:
     """A machine, and how its RAM gets its content.
 
-    A board with `firmware` runs the guest of firmware.py. Any other is never
-    started: a pattern is put into the file behind its main memory or, if the
-    board takes no backend (`ram_id` empty), loaded at `load_address`.
+    A board with `firmware` runs the guest of firmware.py, one with `program` one of
+    programs.py; others are never started. But for the first, a pattern is put into
+    the file behind its main memory or, if the board takes no backend (`ram_id`
+    empty), loaded at `load_address`.
     """
 
     binary: str  # what follows qemu-system-
     machine: str
     ram_id: str = ""
     firmware: bool = False
+    program: str = ""  # a guest of programs.py, by its name
     ram_bytes: int = 0  # for boards that do not accept any size
     load_address: int = 0
     load_bytes: int = 0
     options: tuple[str, ...] = ()
     since: tuple[int, ...] = ()  # first QEMU version that can migrate it
+    mmio: range = range(0)  # where its virtio-mmio transports are
     unstable: tuple[str, ...] = ()  # RAM blocks that change while the guest is stopped
 
 
@@ -67,6 +72,17 @@ class Row:
     numa: tuple[Backend, ...] = ()  # main memory in nodes, in node order
     dimm: Backend | None = None
     naming: str = PLAIN_ID
+    # Commands before the migration: of QMP, as pairs of name and arguments, or of
+    # the human monitor, as text.
+    setup: tuple[tuple[str, dict] | str, ...] = ()
+    migrate: tuple[tuple[str, object], ...] = ()  # further arguments of `migrate`
+    # How the virtio devices are reached that are set up over qtest: "pci", "mmio",
+    # "legacy-mmio".
+    virtio: str = ""
+    # The drive, behind the first PCI device, that fails when it is read: a request
+    # stays in flight.
+    failing_disk: str = ""
+    until: tuple[int, ...] = ()  # first QEMU version that cannot make it
 
     @property
     def machine_type(self) -> str:
@@ -100,13 +116,25 @@ class Row:
 
 PC = Board("x86_64", "pc", "pc.ram", firmware=True)
 Q35 = replace(PC, machine="q35")
-MICROVM = replace(PC, machine="microvm", ram_id="microvm.ram")
+MICROVM = replace(
+    PC,
+    machine="microvm",
+    ram_id="microvm.ram",
+    mmio=range(0xFEB00000, 0xFEB03000, 0x200),
+)
 
-AARCH64 = Board("aarch64", "virt", "mach-virt.ram")
+AARCH64 = Board(
+    "aarch64",
+    "virt",
+    "mach-virt.ram",
+    mmio=range(0xA000000, 0xA004000, 0x200),
+)
 RISCV64 = Board("riscv64", "virt", "riscv_virt_board.ram", options=("-bios", "none"))
 S390X = Board("s390x", "s390-ccw-virtio", "s390.ram")
 # Main memory in units of 256 MiB.
 PSERIES = Board("ppc64", "pseries", "ppc_spapr.ram", ram_bytes=256 * MIB)
+S390X_PROGRAM = replace(S390X, program="s390x")
+PSERIES_PROGRAM = replace(PSERIES, program="ppc64")
 LOONGARCH64 = Board(
     "loongarch64", "virt", "loongarch.ram", ram_bytes=1024 * MIB, since=(10, 0)
 )
@@ -155,6 +183,37 @@ VIRTIO_CCW = (
     "-device", "virtio-blk-ccw,drive=disk0",
     "-device", "virtio-rng-ccw",
 )  # fmt: skip
+# Every device that is in all QEMUs and needs nothing of the host. One has packed
+# rings.
+VIRTIO_ALL = (
+    *VIRTIO,
+    "-device", "virtio-scsi-pci,id=scsi0,packed=on",
+    "-drive", f"if=none,id=disk2,format=raw,file={SHORT_DISK}",
+    "-device", "scsi-hd,bus=scsi0.0,drive=disk2",
+    "-device", "virtio-serial-pci",
+    "-device", "virtio-gpu-pci,xres=64,yres=32",
+    "-device", "virtio-keyboard-pci",
+)  # fmt: skip
+VIRTIO_EXPRESS = (
+    "-drive", f"if=none,id=disk0,format=raw,file={DISK}",
+    "-device", "pcie-root-port,id=port0,chassis=1",
+    "-device", "virtio-blk-pci,drive=disk0,bus=port0,num-queues=2",
+    "-device", "pcie-root-port,id=port1,chassis=2",
+    "-device", "virtio-net-pci,bus=port1,romfile=",
+)  # fmt: skip
+VIRTIO_MMIO = (
+    "-drive", f"if=none,id=disk0,format=raw,file={DISK}",
+    "-device", "virtio-blk-device,drive=disk0",
+    "-device", "virtio-net-device",
+    "-device", "virtio-rng-device",
+)  # fmt: skip
+FAILING_DISK = (
+    "-drive", "if=none,id=disk0,format=raw,file.driver=blkdebug"
+    f",file.image.driver=file,file.image.filename={DISK}"
+    ",file.inject-error.0.event=read_aio,file.inject-error.0.errno=5",
+    "-device", "virtio-blk-pci,drive=disk0,num-queues=2,rerror=stop",
+)  # fmt: skip
+MODERN_MMIO = ("-global", "virtio-mmio.force-legacy=false")
 USB = (
     "-device", "piix3-usb-uhci,id=uhci",
     "-device", "usb-tablet,bus=uhci.0",
@@ -164,6 +223,32 @@ USB = (
     "-device", "usb-storage,bus=xhci.0,drive=stick",
 )  # fmt: skip
 SLIRP = ("-netdev", "user,id=net0", "-device", "e1000,netdev=net0,romfile=")
+BLOCK = (
+    "-drive", f"if=none,id=disk0,format=raw,node-name=node0,file={DISK}",
+    "-device", "virtio-blk-pci,drive=disk0",
+    "-drive", f"if=none,id=disk1,format=raw,node-name=node1,file={SHORT_DISK}",
+    "-device", "virtio-blk-pci,drive=disk1",
+)  # fmt: skip
+
+
+def bitmap(node: str, name: str, granularity: int) -> tuple[str, dict]:
+    """The command that adds a dirty bitmap to a block node."""
+    arguments = {"node": node, "name": name, "granularity": granularity}
+    return ("block-dirty-bitmap-add", arguments)
+
+
+# Bitmaps of several granularities; one is empty, one is disabled and misses the
+# last write.
+BITMAPS = (
+    bitmap("node0", "fine", 512),
+    bitmap("node0", "coarse", 65536),
+    'qemu-io disk0 "write -P 0x11 0x3000 0x1200"',
+    ("block-dirty-bitmap-disable", {"node": "node0", "name": "coarse"}),
+    'qemu-io disk0 "write -P 0x22 0x80000 0x10000"',
+    bitmap("node0", "empty", 4096),
+    bitmap("node1", "fine", 1024),
+    'qemu-io disk1 "write -P 0x33 0 0x400"',
+)
 UUID = ("-uuid", "5c1f0a52-93d1-4f0e-8a3b-2f6d7e904b11")
 
 
@@ -208,7 +293,40 @@ ROWS = (
     Row("pc-smp", PC, options=("-smp", "4")),
     Row("pc-virtio", PC, options=VIRTIO),
     Row("q35-virtio-live", Q35, "live", options=VIRTIO),
+    Row("pc-virtio-set-up", PC, options=VIRTIO_ALL, virtio="pci"),
+    Row(
+        "pc-virtio-in-flight",
+        PC,
+        options=FAILING_DISK,
+        virtio="pci",
+        failing_disk="disk0",
+    ),
+    Row("q35-virtio-set-up", Q35, options=VIRTIO_EXPRESS, virtio="pci"),
+    Row(
+        "microvm-virtio-set-up",
+        MICROVM,
+        options=(*VIRTIO_MMIO, *MODERN_MMIO),
+        virtio="mmio",
+    ),
+    Row("aarch64-virtio-set-up", AARCH64, options=VIRTIO_MMIO, virtio="legacy-mmio"),
     Row("pc-usb", PC, options=USB),
+    # Block devices.
+    Row(
+        "pc-dirty-bitmaps",
+        PC,
+        options=BLOCK,
+        capabilities=("dirty-bitmaps",),
+        setup=BITMAPS,
+    ),
+    Row(
+        "pc-block",
+        PC,
+        options=BLOCK,
+        capabilities=("zero-blocks",),
+        setup=('qemu-io disk1 "write -P 0x33 0 0x400"',),
+        migrate=(("blk", True),),
+        until=(9, 1),
+    ),
     Row("pc-slirp", PC, options=SLIRP),
     # Other encodings of RAM.
     Row("pc-xbzrle", PC, "live", capabilities=("xbzrle",)),
@@ -251,7 +369,9 @@ ROWS = (
     Row("aarch64-virt", AARCH64, options=("-smp", "2")),
     Row("riscv64-virt", RISCV64),
     Row("ppc64-pseries", PSERIES),
+    Row("ppc64-pseries-htab", PSERIES_PROGRAM),
     Row("s390x-ccw", S390X, options=VIRTIO_CCW),
+    Row("s390x-keys", S390X_PROGRAM, options=VIRTIO_CCW),
     Row("loongarch64-virt", LOONGARCH64),
     # Other page sizes.
     Row("arm-versatilepb", VERSATILE),

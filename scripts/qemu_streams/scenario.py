@@ -1,8 +1,9 @@
 """What is done with a QEMU from its start until its stream is complete."""
 
+import mmap
 from pathlib import Path
 
-from . import StreamError, capture, firmware
+from . import StreamError, capture, command, firmware, virtio
 from .process import Deadline, Qemu
 from .rows import Row
 
@@ -25,14 +26,27 @@ COMPRESSED_LIMIT_SINCE = (8, 0)
 NEVER_MS, ALWAYS_MS = 1, 60_000  # downtime limits
 
 
-def prepare(row: Row, size: int, qemu: Qemu) -> None:
-    """Takes the row to where its migration can begin."""
-    if row.board.firmware:
+def prepare(
+    row: Row, size: int, qemu: Qemu, directory: Path, qtest: virtio.QTest | None
+) -> dict:
+    """Takes the row to where its migration can begin; returns what was done."""
+    made = {}
+    if row.board.firmware or row.board.program:
         qemu.execute("cont")
-        _wait_for_guest(qemu)
+        _wait_for_guest(row, size, qemu, directory)
     set_capabilities(row, qemu)
     if row.scenario in ("paused", "snapshot"):
         qemu.execute("stop")
+    if row.scenario == "paused":
+        _set_up(row, qemu)
+        if qtest:
+            is_legacy = row.virtio.startswith("legacy-")
+            kind = row.virtio.removeprefix("legacy-")
+            made["virtio"] = virtio.set_up(kind, qtest, row.board.mmio, is_legacy)
+        if row.failing_disk:
+            virtio.submit_read(qtest)
+            _wait_for_failure(row, qemu)
+    return made
 
 
 def migrate(row: Row, size: int, qemu: Qemu) -> dict:
@@ -73,16 +87,27 @@ def collect(directory: Path) -> list[Path]:
     return [directory / STREAM]
 
 
-def _wait_for_guest(qemu: Qemu) -> None:
+def _wait_for_guest(row: Row, size: int, qemu: Qemu, directory: Path) -> None:
     """Waits until the guest has filled RAM: its first page counts the rounds."""
     at = firmware.FILL_START + firmware.COUNTER
     deadline = Deadline(WAIT_SECONDS)
     # Zero before the fill, then the page's address, then the count.
     while True:
-        count = int(qemu.monitor(f"xp /1wx {at:#x}").split()[-1], 16)
+        count = _word(row, size, qemu, directory, at)
         if count != at and count >= GUEST_ROUNDS:
             return
         deadline.poll("the guest to fill its RAM")
+
+
+def _word(row: Row, size: int, qemu: Qemu, directory: Path, at: int) -> int:
+    """A word of the guest's main memory, from its file if it is in one."""
+    if row.scenario == "snapshot":
+        return int(qemu.monitor(f"xp /1wx {at:#x}").split()[-1], 16)
+    first = row.main_backends()[0]
+    length = row.backend_bytes(first, size)
+    with open(directory / command.backend_file(first), "rb") as file:
+        with mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ) as ram:
+            return int.from_bytes(ram[at : at + 4], "little")
 
 
 def set_capabilities(row: Row, qemu: Qemu) -> None:
@@ -92,6 +117,27 @@ def set_capabilities(row: Row, qemu: Qemu) -> None:
         qemu.execute("migrate-set-capabilities", capabilities=wanted)
     if row.parameters:
         qemu.execute("migrate-set-parameters", **dict(row.parameters))
+
+
+def _set_up(row: Row, qemu: Qemu) -> None:
+    for step in row.setup:
+        if isinstance(step, str):
+            said = qemu.monitor(step)
+            if "rror" in said or "failed" in said:
+                raise StreamError(f"{step}: {said.strip()}")
+        else:
+            name, arguments = step
+            qemu.execute(name, **arguments)
+
+
+def _wait_for_failure(row: Row, qemu: Qemu) -> None:
+    deadline = Deadline(WAIT_SECONDS)
+    while True:
+        drives = qemu.execute("query-block")
+        drive = next(each for each in drives if each["device"] == row.failing_disk)
+        if drive["io-status"] == "failed":
+            return
+        deadline.poll("the request to fail")
 
 
 def _set_limits(qemu: Qemu, bandwidth: int, downtime_ms: int) -> None:
@@ -107,7 +153,7 @@ def _migrate(row: Row, qemu: Qemu) -> None:
     else:
         # QEMU may say "completed" before cat has written all: the name says when.
         uri = f"exec:cat > {PARTIAL} && mv {PARTIAL} {STREAM}"
-    qemu.execute("migrate", uri=uri)
+    qemu.execute("migrate", uri=uri, **dict(row.migrate))
 
 
 def _share_sent(row: Row, qemu: Qemu) -> float:

@@ -78,6 +78,40 @@ def of_physical_memory(row: Row, size: int, qemu: Qemu, directory: Path) -> dict
     return {"guest_physical_bytes": length, key: outside.hexdigest()}
 
 
+def of_block_devices(row: Row, directory: Path) -> dict:
+    """Length and hash of each disk of a row that sends their content."""
+    if not dict(row.migrate).get("blk"):
+        return {}
+    disks = {"disk0": command.DISK, "disk1": command.SHORT_DISK}
+    entries = {}
+    for device, name in disks.items():
+        length, digest = of_file(directory / name)
+        entries[device] = {"bytes": length, "sha256": digest}
+    return {"block_devices": entries}
+
+
+def of_bitmaps(row: Row, qemu: Qemu) -> dict:
+    """What QEMU says of each dirty bitmap, and its hash of the bits.
+
+    The hash is over all words of the bitmap, 64 bits each in the host's order.
+    """
+    if "dirty-bitmaps" not in row.capabilities:
+        return {}
+    bitmaps = []
+    # The stream names a node by the device it belongs to, if there is one.
+    drives = [drive for drive in qemu.execute("query-block") if "inserted" in drive]
+    devices = {drive["inserted"]["node-name"]: drive["device"] for drive in drives}
+    for node in qemu.execute("query-named-block-nodes"):
+        for bitmap in node.get("dirty-bitmaps", []):
+            name = {"node": node["node-name"], "name": bitmap["name"]}
+            digest = qemu.execute("x-debug-block-dirty-bitmap-sha256", **name)
+            known = {key: bitmap[key] for key in ("granularity", "count", "recording")}
+            length = node["image"]["virtual-size"]
+            figures = {"node_bytes": length, "device": devices.get(node["node-name"])}
+            bitmaps.append(name | known | digest | figures)
+    return {"dirty_bitmaps": bitmaps}
+
+
 def of_file(path: Path) -> tuple[int, str]:
     """Length and hash of a file."""
     length = path.stat().st_size

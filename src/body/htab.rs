@@ -10,7 +10,7 @@
 //! Source followed: QEMU `hw/ppc/spapr.c` (`htab_save_setup`,
 //! `htab_save_iterate`, `htab_load`).
 
-use crate::body::unknown_flags;
+use crate::body::{Content, Step, unknown_flags};
 use crate::cursor::Cursor;
 use crate::error::Result;
 use crate::section::SectionType;
@@ -20,22 +20,28 @@ pub(super) const VERSION: u32 = 1;
 const NO_HPT: u32 = u32::MAX;
 const HASH_PTE_SIZE_64: u64 = 16;
 
-pub(super) fn read_body(kind: SectionType, cursor: &mut Cursor<'_>) -> Result<()> {
-    let at = cursor.offset();
-    let head = cursor.be32()?;
-    if kind == SectionType::Start || head == NO_HPT {
-        return Ok(());
-    }
-    if head != 0 {
-        return Err(unknown_flags(at, "begin of a hash page table's part", head.into(), "0 or 0xffffffff"));
-    }
-    loop {
-        let index = cursor.be32()?;
-        let n_valid = cursor.be16()?;
-        let n_invalid = cursor.be16()?;
-        if (index, n_valid, n_invalid) == (0, 0, 0) {
-            return Ok(());
+pub(super) fn step<'a>(kind: SectionType, is_first: bool, cursor: &mut Cursor<'a>) -> Result<Step<'a>> {
+    if is_first {
+        let at = cursor.offset();
+        let head = cursor.be32()?;
+        if kind == SectionType::Start {
+            let shift = (head != NO_HPT).then_some(head);
+            return Ok(Step::Last(Content::HashTable { shift }));
         }
-        cursor.bytes(u64::from(n_valid) * HASH_PTE_SIZE_64)?;
+        if head == NO_HPT {
+            return Ok(Step::Last(Content::HashTable { shift: None }));
+        }
+        if head != 0 {
+            let what = "begin of a hash page table's part";
+            return Err(unknown_flags(at, what, head.into(), "0 or 0xffffffff"));
+        }
     }
+    let index = cursor.be32()?;
+    let n_valid = cursor.be16()?;
+    let n_invalid = cursor.be16()?;
+    if (index, n_valid, n_invalid) == (0, 0, 0) {
+        return Ok(Step::End);
+    }
+    let valid = cursor.bytes(u64::from(n_valid) * HASH_PTE_SIZE_64)?;
+    Ok(Step::Piece(Content::HashEntries { index, valid, n_invalid }))
 }

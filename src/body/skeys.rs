@@ -7,26 +7,22 @@
 //!
 //! Source followed: QEMU `hw/s390x/s390-skeys.c` (`s390_storage_keys_save`).
 
-use crate::body::PageBytes;
+use crate::body::{PageBytes, Step};
 use crate::cursor::Cursor;
 use crate::error::Result;
-use crate::section::SectionType;
 
 pub(super) const VERSION: u32 = 1;
 
-const EOS: u64 = 1;
-const SKEYS: u64 = 2;
-const ERROR: u64 = 4;
-
-/// QEMU ends with ERROR when it could not read the keys.
+/// QEMU ends with the flag of an error when it could not read the keys.
 const WORDS: PageBytes = PageBytes {
     what: "word of storage keys",
     expected: "flag SKEYS, EOS or ERROR",
-    counted: SKEYS,
-    passing: &[],
-    ending: &[EOS, ERROR],
+    eos: 1,
+    counted: 2,
+    error: 4,
+    done: None,
 };
 
-pub(super) fn read_body(_kind: SectionType, cursor: &mut Cursor<'_>) -> Result<()> {
-    WORDS.read(cursor)
+pub(super) fn step<'a>(cursor: &mut Cursor<'a>) -> Result<Step<'a>> {
+    WORDS.step(cursor)
 }

@@ -10,26 +10,21 @@
 //!
 //! Source followed: QEMU `hw/s390x/s390-stattrib.c` (`cmma_save`, `cmma_load`).
 
-use crate::body::PageBytes;
+use crate::body::{PageBytes, Step};
 use crate::cursor::Cursor;
 use crate::error::Result;
-use crate::section::SectionType;
 
 pub(super) const VERSION: u32 = 0;
-
-const EOS: u64 = 1;
-const MORE: u64 = 2;
-const ERROR: u64 = 4;
-const DONE: u64 = 8;
 
 const WORDS: PageBytes = PageBytes {
     what: "word of storage attributes",
     expected: "flag MORE, DONE, EOS or ERROR",
-    counted: MORE,
-    passing: &[DONE],
-    ending: &[EOS, ERROR],
+    eos: 1,
+    counted: 2,
+    error: 4,
+    done: Some(8),
 };
 
-pub(super) fn read_body(_kind: SectionType, cursor: &mut Cursor<'_>) -> Result<()> {
-    WORDS.read(cursor)
+pub(super) fn step<'a>(cursor: &mut Cursor<'a>) -> Result<Step<'a>> {
+    WORDS.step(cursor)
 }

@@ -16,6 +16,8 @@
 //! - [`field`] knows the types of single fields and reads them.
 //! - [`decode`] walks a body by its description.
 //! - [`value`] is what comes out.
+//! - [`virtio`] tells apart the one field that QEMU describes as opaque though
+//!   it holds most of a device.
 //!
 //! Source followed: QEMU `migration/vmstate.c`, `migration/vmstate-types.c`.
 
@@ -23,8 +25,13 @@ pub(crate) mod decode;
 pub(crate) mod field;
 pub(crate) mod locate;
 pub(crate) mod value;
+pub(crate) mod virtio;
 pub(crate) mod vmdesc;
 
 pub use field::FieldType;
 pub use value::{Field, State, Subsection, TreeKey, Value};
+pub use virtio::{
+    Indicator, ModernQueue, MsixState, PackedQueue, Unknown, Virtio, VirtioElement, VirtioExtra, VirtioQueue,
+    VirtioSubsections, VirtioTransport,
+};
 pub use vmdesc::{DeviceDesc, FieldDesc, VmDesc, Vmsd};

@@ -63,6 +63,10 @@ pub(crate) struct ExtractArgs {
     /// migration; once for each
     #[arg(long = "channel", value_name = "FILE")]
     pub(crate) channels: Vec<PathBuf>,
+    /// Write an image of each block device whose content is in the stream
+    /// (block migration, QEMU up to 9.0)
+    #[arg(long)]
+    pub(crate) block_devices: bool,
     /// Replace files that exist
     #[arg(long)]
     pub(crate) force: bool,
@@ -101,6 +105,17 @@ pub(crate) struct StateArgs {
     /// Go on behind what is cut or damaged
     #[arg(long)]
     pub(crate) salvage: bool,
+    /// Write the bytes of the bodies of this section instead, as they stand in
+    /// the stream, one behind the other
+    #[arg(long, value_name = "IDSTR", conflicts_with = "devices")]
+    pub(crate) raw: Option<String>,
+    /// Which of the sections of that name, by its instance id
+    #[arg(long, value_name = "ID", requires = "raw")]
+    pub(crate) instance: Option<u32>,
+    /// Only the section that begins at this offset, or whose body does, as
+    /// `info` and `state` list them; `0x` is hex
+    #[arg(long, value_name = "OFFSET", requires = "raw", value_parser = offset)]
+    pub(crate) at: Option<u64>,
 }
 
 #[derive(Args)]
@@ -147,4 +162,12 @@ pub(crate) enum Generate {
     #[value(name = "powershell")]
     PowerShell,
     Zsh,
+}
+
+/// An offset as `info` shows it, or as JSON has it.
+fn offset(text: &str) -> Result<u64, std::num::ParseIntError> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    }
 }

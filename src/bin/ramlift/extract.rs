@@ -3,20 +3,21 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use ramlift::{BlockFiles, BlockId, Device, Input, Progress, Ram, Stream, image_len, scatter};
+use ramlift::{BlockFiles, BlockId, Input, Progress, Ram, Stream, image_len, scatter};
 use serde::Serialize;
 
 use crate::args::{ExtractArgs, SharedFile};
+use crate::block_devices::{self, BlockDeviceEntry};
 use crate::exit::{Exit, Failure};
 use crate::info::{self, Coverage, Doubtful, Lost, Source};
 use crate::output::Staging;
 use crate::paths::BlockPaths;
-use crate::state::write_report;
+use crate::state::{Chosen, write_report};
 use crate::{channels, progress, terminal};
 
-const STATE: &str = "state.json";
-const DESC: &str = "desc.json";
-const MANIFEST: &str = "manifest.json";
+pub(crate) const STATE: &str = "state.json";
+pub(crate) const DESC: &str = "desc.json";
+pub(crate) const MANIFEST: &str = "manifest.json";
 
 /// `manifest.json`.
 #[derive(Serialize)]
@@ -26,6 +27,7 @@ struct Manifest {
     machine: Option<String>,
     pages_per_pass: Vec<u64>,
     blocks: Vec<BlockEntry>,
+    block_devices: Vec<BlockDeviceEntry>,
     salvaged: bool,
     lost: Vec<Lost>,
     doubtful_pages: Vec<Doubtful>,
@@ -94,7 +96,9 @@ fn extract(args: &ExtractArgs) -> Result<Exit, Failure> {
     let mut staging = Staging::new(&target, args.force, path)?;
     name_earlier_files(&mut staging);
     let images = write_images(&mut staging, &stream, &blocks, bar)?;
+    let block_devices = block_devices::write(&mut staging, &stream, args.block_devices)?;
     let mut warnings = info::warnings(&stream);
+    warnings.extend(block_devices.warning);
     warnings.extend(write_state(&mut staging, &stream)?);
     let entries = block_entries(&stream, &blocks, &images);
     // A device that QEMU described wrongly is whole in the stream, and its
@@ -107,6 +111,7 @@ fn extract(args: &ExtractArgs) -> Result<Exit, Failure> {
         machine: stream.configuration().map(|configuration| configuration.machine.to_string()),
         pages_per_pass: stream.ram().map(|ram| ram.pages_per_pass().to_vec()).unwrap_or_default(),
         blocks: entries,
+        block_devices: block_devices.entries,
         salvaged: !stream.losses().is_empty(),
         lost: info::lost(&stream),
         doubtful_pages: info::doubtful_pages(&stream),
@@ -188,8 +193,9 @@ fn supply_shared<'a>(path: &Path, stream: &mut Stream<'a>, files: &'a [Shared]) 
 fn name_earlier_files(staging: &mut Staging) {
     let Some(manifest) = staging.read_earlier(MANIFEST) else { return };
     let Ok(manifest) = serde_json::from_slice::<serde_json::Value>(&manifest) else { return };
-    let blocks = manifest.get("blocks").and_then(serde_json::Value::as_array);
-    for file in blocks.into_iter().flatten().filter_map(|block| block.get("file")?.as_str()) {
+    let listed = |key| manifest.get(key).and_then(serde_json::Value::as_array).into_iter().flatten();
+    let images = listed("blocks").chain(listed("block_devices"));
+    for file in images.filter_map(|block| block.get("file")?.as_str()) {
         staging.replaces(file);
     }
     staging.replaces(DESC);
@@ -233,10 +239,9 @@ fn write_state(staging: &mut Staging, stream: &Stream<'_>) -> Result<Vec<String>
     if let Some(description) = stream.description() {
         staging.write(DESC, |out| out.write_all(description.text).and_then(|()| writeln!(out)))?;
     }
-    let devices: Vec<Device<'_>> = stream.devices().collect();
     let mut failures = Vec::new();
     staging.write(STATE, |out| {
-        failures = write_report(out, stream, &devices)?;
+        failures = write_report(out, stream, Chosen::all(stream))?;
         Ok(())
     })?;
     // Without a description one warning of the walk says it of all of them.
@@ -270,6 +275,7 @@ fn report(args: &ExtractArgs, target: &Path, manifest: &Manifest, passes: u64) -
     }
     let mut out = terminal::stdout();
     let files = manifest.blocks.iter().filter_map(|block| Some((block.used_length, block.file.as_ref()?)));
+    let files = files.chain(manifest.block_devices.iter().map(|device| (device.length, &device.file)));
     for (len, file) in files {
         writeln!(out, "{:>14} bytes  {}", len, target.join(file).display()).map_err(Failure::stdout)?;
     }

@@ -1,10 +1,11 @@
 //! `ramlift info`: what a stream holds.
 
+use std::collections::HashSet;
 use std::io::{self, Write};
 use std::path::Path;
 
 use indexmap::IndexMap;
-use ramlift::{BlockId, BlockPages, Input, Ram, Section, SectionType, Stream};
+use ramlift::{BlockId, BlockPages, Device, Input, Iterated, Ram, Section, SectionType, Stream};
 use serde::Serialize;
 
 use crate::args::InfoArgs;
@@ -171,6 +172,23 @@ struct SectionReport {
     version_id: u32,
     body: u64,
     length: u64,
+    content: Content,
+}
+
+/// How much is known of what a section's body means.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Content {
+    /// RAM: it makes the images.
+    Pages,
+    /// It has a layout of its own, which is read.
+    Decoded,
+    /// The stream describes it.
+    Described,
+    /// Bytes for the code that wrote them alone.
+    Opaque,
+    /// There is no description of it.
+    Undescribed,
 }
 
 #[derive(Serialize)]
@@ -217,7 +235,7 @@ fn report(path: &Path, input: &Input, stream: &Stream<'_>) -> Report {
         pages_per_pass: stream.ram().map(|ram| ram.pages_per_pass().to_vec()).unwrap_or_default(),
         blocks: stream.ram().map(|ram| blocks(stream, ram)).unwrap_or_default(),
         commands: stream.commands().iter().map(command).collect(),
-        sections: stream.sections().iter().map(section).collect(),
+        sections: sections(stream),
         description,
         end: stream.end().0,
         salvaged: !stream.losses().is_empty(),
@@ -260,7 +278,36 @@ fn command(command: &ramlift::Command) -> Command {
     Command { offset: command.offset.0, command: command.command, name: command.name(), length: command.len }
 }
 
-fn section(section: &Section) -> SectionReport {
+fn sections(stream: &Stream<'_>) -> Vec<SectionReport> {
+    let contents = contents(stream);
+    stream.sections().iter().zip(contents).map(|(of, content)| section(of, content)).collect()
+}
+
+/// How much is known of each section, in the order of the stream.
+fn contents(stream: &Stream<'_>) -> Vec<Content> {
+    let opaque: HashSet<u32> =
+        stream.iterated().filter(Iterated::is_opaque).map(|iterated| iterated.handler().section_id).collect();
+    let mut devices = stream.devices();
+    let content = |section: &Section| match section.kind {
+        SectionType::Full => devices.next().map_or(Content::Undescribed, |device| of_device(&device)),
+        _ if section.handler.idstr == *"ram" => Content::Pages,
+        _ if opaque.contains(&section.handler.section_id) => Content::Opaque,
+        _ => Content::Decoded,
+    };
+    stream.sections().iter().map(content).collect()
+}
+
+fn of_device(device: &Device<'_>) -> Content {
+    match device.desc {
+        _ if device.pieces().is_some() => Content::Decoded,
+        // A device of the old style is described as its bytes.
+        Some(desc) if desc.vmsd.vmsd_name.is_empty() && desc.fault.is_none() => Content::Opaque,
+        Some(_) => Content::Described,
+        None => Content::Undescribed,
+    }
+}
+
+fn section(section: &Section, content: Content) -> SectionReport {
     SectionReport {
         offset: section.offset.0,
         r#type: section.kind.to_string(),
@@ -270,6 +317,7 @@ fn section(section: &Section) -> SectionReport {
         version_id: section.handler.version_id,
         body: section.body.0,
         length: section.body_len(),
+        content,
     }
 }
 
@@ -313,7 +361,7 @@ fn write_text(out: &mut impl Write, report: &Report, stream: &Stream<'_>) -> io:
         None => writeln!(out, "  description   none")?,
     }
     write_blocks(out, report)?;
-    write_sections(out, stream)?;
+    write_sections(out, report, stream)?;
     for warning in &report.warnings {
         writeln!(out, "\nwarning: {warning}")?;
     }
@@ -328,11 +376,12 @@ fn write_blocks(out: &mut impl Write, report: &Report) -> io::Result<()> {
 /// What a line of the section table stands for.
 struct Line<'s> {
     first: &'s Section,
+    content: Content,
     count: usize,
     len: u64,
 }
 
-fn write_sections(out: &mut impl Write, stream: &Stream<'_>) -> io::Result<()> {
+fn write_sections(out: &mut impl Write, report: &Report, stream: &Stream<'_>) -> io::Result<()> {
     writeln!(out, "\nSections")?;
     writeln!(
         out,
@@ -342,7 +391,7 @@ fn write_sections(out: &mut impl Write, stream: &Stream<'_>) -> io::Result<()> {
     // Commands stand where they are between the sections.
     let mut lines: IndexMap<(u64, SectionType), Line<'_>> = IndexMap::new();
     let mut run_start = None;
-    for section in stream.sections() {
+    for (section, SectionReport { content, .. }) in stream.sections().iter().zip(&report.sections) {
         let key = match run_start {
             Some((offset, id)) if section.kind == SectionType::Part && id == section.handler.section_id => {
                 offset
@@ -350,7 +399,8 @@ fn write_sections(out: &mut impl Write, stream: &Stream<'_>) -> io::Result<()> {
             _ => section.offset.0,
         };
         run_start = (section.kind == SectionType::Part).then_some((key, section.handler.section_id));
-        let line = lines.entry((key, section.kind)).or_insert(Line { first: section, count: 0, len: 0 });
+        let new = Line { first: section, content: *content, count: 0, len: 0 };
+        let line = lines.entry((key, section.kind)).or_insert(new);
         line.count += 1;
         line.len += section.body_len();
     }
@@ -367,9 +417,10 @@ fn write_sections(out: &mut impl Write, stream: &Stream<'_>) -> io::Result<()> {
 fn write_line(out: &mut impl Write, line: &Line<'_>) -> io::Result<()> {
     let Section { offset, kind, handler, .. } = line.first;
     let count = if line.count > 1 { format!(" ×{}", line.count) } else { String::new() };
+    let mark = if line.content == Content::Opaque { " (opaque)" } else { "" };
     writeln!(
         out,
-        "  {:>14} {:>14} {:>5} {:>8} {:>10} {:>7}  {}{count}",
+        "  {:>14} {:>14} {:>5} {:>8} {:>10} {:>7}  {}{count}{mark}",
         offset.to_string(),
         line.len,
         kind.to_string(),

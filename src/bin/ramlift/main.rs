@@ -2,6 +2,7 @@
 
 mod analyze_migration;
 mod args;
+mod block_devices;
 mod channels;
 mod desc;
 mod exit;
@@ -11,6 +12,7 @@ mod info;
 mod output;
 mod paths;
 mod progress;
+mod raw;
 mod state;
 mod terminal;
 

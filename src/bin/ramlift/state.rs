@@ -2,15 +2,29 @@
 
 use std::io::{self, Write};
 
-use ramlift::{Device, DeviceJson, Error, Input, Stream};
+use ramlift::{Device, DeviceJson, Error, Input, Iterated, IteratedJson, Stream};
 use rayon::prelude::*;
 use wildmatch::WildMatch;
 
 use crate::args::StateArgs;
 use crate::exit::{Exit, Failure};
+use crate::raw::{self, RawChoice};
 use crate::{progress, terminal};
 
-/// Writes `devices` as `state` prints them, and `state.json` has them: JSON,
+/// What is written of a stream's state.
+pub(crate) struct Chosen<'s, 'a> {
+    devices: Vec<Device<'s>>,
+    handlers: Vec<Iterated<'s, 'a>>,
+}
+
+impl<'s, 'a> Chosen<'s, 'a> {
+    /// All of it.
+    pub(crate) fn all(stream: &'s Stream<'a>) -> Self {
+        Self { devices: stream.devices().collect(), handlers: stream.iterated().collect() }
+    }
+}
+
+/// Writes what is chosen as `state` prints it, and `state.json` has it: JSON,
 /// each device on a line of its own. Gives the failures of those that could
 /// not be decoded.
 ///
@@ -19,7 +33,7 @@ use crate::{progress, terminal};
 pub(crate) fn write_report(
     out: &mut impl Write,
     stream: &Stream<'_>,
-    devices: &[Device<'_>],
+    Chosen { devices, handlers }: Chosen<'_, '_>,
 ) -> io::Result<Vec<Error>> {
     let machine = stream.configuration().map(|configuration| &configuration.machine);
     let page_size = stream.ram().map(|ram| ram.page_size().bytes());
@@ -28,7 +42,7 @@ pub(crate) fn write_report(
     write!(out, "\"devices\": [")?;
     let mut failures = Vec::new();
     let mut separator = "\n";
-    let mut waiting = devices;
+    let mut waiting = devices.as_slice();
     while !waiting.is_empty() {
         let batch = waiting.split_off(..batch_len(waiting)).unwrap_or_default();
         let lines: Vec<_> = batch.par_iter().map(|device| line(*device)).collect();
@@ -40,7 +54,24 @@ pub(crate) fn write_report(
             separator = ",\n";
         }
     }
+    write!(out, "\n],\n\"handlers\": [")?;
+    failures.extend(write_handlers(out, handlers)?);
     writeln!(out, "\n]\n}}")?;
+    Ok(failures)
+}
+
+/// Writes iterative handlers, each on a line of its own. What one says can be
+/// as long as the stream: it is written as it is read.
+fn write_handlers(out: &mut impl Write, handlers: Vec<Iterated<'_, '_>>) -> io::Result<Vec<Error>> {
+    let mut failures = Vec::new();
+    let mut separator = "\n";
+    for handler in handlers {
+        out.write_all(separator.as_bytes())?;
+        let json = IteratedJson::of(handler);
+        serde_json::to_writer(&mut *out, &json)?;
+        failures.extend(json.into_failure());
+        separator = ",\n";
+    }
     Ok(failures)
 }
 
@@ -64,15 +95,18 @@ fn batch_len(devices: &[Device<'_>]) -> usize {
 fn line(device: Device<'_>) -> io::Result<(Vec<u8>, Option<Error>)> {
     let decoded = DeviceJson::of(device);
     let text = serde_json::to_vec(&decoded)?;
-    Ok((text, decoded.outcome.err()))
+    Ok((text, decoded.into_failure()))
 }
 
 pub(crate) fn run(args: &StateArgs) -> Result<Exit, Failure> {
     let input = Input::open(&args.stream).map_err(Failure::input(&args.stream))?;
     let stream = progress::index_or_salvage(&input, progress::is_visible(false), args.salvage)?;
-    let devices = choose(&stream, &args.devices)?;
+    if let Some(idstr) = &args.raw {
+        return raw::print(&stream, &RawChoice { idstr, instance: args.instance, at: args.at });
+    }
+    let chosen = choose(&stream, &args.devices)?;
     let mut out = terminal::stdout();
-    let failures = write_report(&mut out, &stream, &devices).map_err(Failure::stdout)?;
+    let failures = write_report(&mut out, &stream, chosen).map_err(Failure::stdout)?;
     terminal::finish(out)?;
     for warning in stream.warnings() {
         terminal::say(format_args!("warning: {warning}"));
@@ -85,23 +119,25 @@ pub(crate) fn run(args: &StateArgs) -> Result<Exit, Failure> {
     Ok(Exit::of(is_loss || !failures.is_empty() || stream.description().is_none()))
 }
 
-/// The devices that any of the patterns matches; all if there are none.
-fn choose<'s>(stream: &'s Stream<'_>, patterns: &[String]) -> Result<Vec<Device<'s>>, Failure> {
+/// The devices and handlers that any of the patterns matches; all if there
+/// are none.
+fn choose<'s, 'a>(stream: &'s Stream<'a>, patterns: &[String]) -> Result<Chosen<'s, 'a>, Failure> {
+    let mut chosen = Chosen::all(stream);
+    if patterns.is_empty() {
+        return Ok(chosen);
+    }
     let mut patterns: Vec<(&String, WildMatch, bool)> =
         patterns.iter().map(|pattern| (pattern, WildMatch::new(pattern), false)).collect();
-    if patterns.is_empty() {
-        return Ok(stream.devices().collect());
-    }
-    let mut chosen = Vec::new();
-    for device in stream.devices() {
-        let mut is_chosen = false;
-        for (_, pattern, is_used) in &mut patterns {
-            if matches(pattern, &device) {
-                (is_chosen, *is_used) = (true, true);
-            }
-        }
-        chosen.extend(is_chosen.then_some(device));
-    }
+    let mut is_chosen = |is_match: &dyn Fn(&WildMatch) -> bool| {
+        // All of them: each has to be used by something.
+        let matching = patterns.iter_mut().filter(|(_, pattern, _)| is_match(pattern));
+        matching.map(|(.., is_used)| *is_used = true).count() > 0
+    };
+    chosen.devices.retain(|device| is_chosen(&|pattern| matches(pattern, device)));
+    chosen.handlers.retain(|handler| {
+        let name = handler.handler().idstr.to_string();
+        is_chosen(&|pattern| pattern.matches(&name))
+    });
     if let Some((pattern, ..)) = patterns.iter().find(|(.., is_used)| !is_used) {
         let text =
             format!("no device matches \"{pattern}\"; `ramlift info` lists the sections, `*` is any text");

@@ -4,12 +4,19 @@
 //! Fields of one name are one array, in the order of the stream, and keys
 //! stand in the order of the stream.
 
+mod body;
+mod virtio;
+
 use indexmap::IndexMap;
 use serde::ser::{Serialize, SerializeMap, SerializeSeq, Serializer};
 
 use crate::error::Error;
+use crate::json::body::OldStyleJson;
+use crate::json::virtio::VirtioJson;
 use crate::stream::Device;
 use crate::vmstate::{Field, State, TreeKey, Value};
+
+pub use body::IteratedJson;
 
 /// A device and what decoding it gave, for output as JSON.
 #[derive(Debug)]
@@ -25,6 +32,12 @@ impl<'s> DeviceJson<'s> {
     pub fn of(device: Device<'s>) -> Self {
         Self { device, outcome: device.decode() }
     }
+
+    /// Why nothing but its bytes is shown; `None` if something is.
+    pub fn into_failure(self) -> Option<Error> {
+        let Self { device, outcome } = self;
+        outcome.err().filter(|_| device.pieces().is_none())
+    }
 }
 
 impl Serialize for DeviceJson<'_> {
@@ -37,12 +50,16 @@ impl Serialize for DeviceJson<'_> {
         map.serialize_entry("section_id", &section.handler.section_id)?;
         map.serialize_entry("offset", &section.body.0)?;
         map.serialize_entry("length", &section.body_len())?;
-        match &self.outcome {
-            Ok(state) => {
+        match (&self.outcome, OldStyleJson::of(self.device)) {
+            (_, Some(state)) => {
+                map.serialize_entry("status", "decoded")?;
+                map.serialize_entry("state", &state)?;
+            }
+            (Ok(state), None) => {
                 map.serialize_entry("status", "decoded")?;
                 map.serialize_entry("state", &StateJson(state))?;
             }
-            Err(error) => {
+            (Err(error), None) => {
                 map.serialize_entry("status", "undecoded")?;
                 map.serialize_entry("reason", &error.to_string())?;
                 map.serialize_entry("bytes", &Hex(self.device.body()))?;
@@ -65,7 +82,10 @@ impl Serialize for StateJson<'_, '_> {
         let mut map = serializer.serialize_map(None)?;
         for (name, fields) in &by_name {
             match fields.as_slice() {
-                [field] if !is_array(field) => map.serialize_entry(name, &ValueJson(&field.value))?,
+                [field] if !is_array(field) => match VirtioJson::of(self.0, field) {
+                    Some(virtio) => map.serialize_entry(name, &virtio)?,
+                    None => map.serialize_entry(name, &ValueJson(&field.value))?,
+                },
                 fields => map.serialize_entry(name, &Elements(fields))?,
             }
         }
