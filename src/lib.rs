@@ -48,7 +48,7 @@
 //! # let path = dir.path().join("main.raw");
 //! # let ram = stream.ram().unwrap();
 //! let main = ram.find(b"riscv_virt_board.ram").unwrap();
-//! if let Page::Data(bytes) = ram.page(main, BlockOffset(0x1000)) {
+//! if let Page::Data(bytes) = ram.page(main, BlockOffset(0x1000))? {
 //!     println!("{:02x?}", &bytes[..16]);
 //! }
 //! let files = BlockFiles::create(ram, [(main, path)])?;

@@ -8,7 +8,7 @@
 //!
 //! No count is given: the list ends when the lengths add up. `page_size` is
 //! there for blocks of huge pages when postcopy was allowed; `mr_addr` with
-//! capability `x-ignore-shared`; for mapped-ram see [`mapped`](super::mapped).
+//! capability `x-ignore-shared`; for mapped-ram see [`mapped`].
 //!
 //! Source followed: QEMU `migration/ram.c` (`ram_save_setup`, `parse_ramblocks`).
 

@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn a_page_comes_back() {
-        let content: Vec<u8> = (0..4096u32).map(|at| (at * at >> 3).to_le_bytes()[0]).collect();
+        let content: Vec<u8> = (0..4096u32).map(|at| ((at * at) >> 3).to_le_bytes()[0]).collect();
         assert_eq!(inflated(&record(&content)).unwrap(), content);
     }
 

@@ -14,7 +14,7 @@
 //! page's place in its block. A page sent again replaces what was sent before.
 //!
 //! Not read: HOOK, which is RDMA's and never in a file. What XBZRLE and
-//! COMPRESS_PAGE hold is for [`xbzrle`](super::xbzrle) and
+//! COMPRESS_PAGE hold is for [`xbzrle`] and
 //! [`page`](super::page).
 //!
 //! Source followed: QEMU `migration/ram.c` (`ram_save_target_page`,
@@ -365,7 +365,7 @@ fn is_plausible(mut at: Cursor<'_>, block: BlockId, list: &BlockList, size: Targ
         let flags = word & mask;
         let kind = flags & !ram_flag::CONTINUE;
         match kind {
-            ram_flag::PAGE | ram_flag::ZERO | ram_flag::COMPRESS_PAGE => {}
+            ram_flag::PAGE | ram_flag::ZERO | ram_flag::COMPRESS_PAGE | ram_flag::XBZRLE => {}
             // Then comes a footer, or without footers the next record.
             ram_flag::EOS => {
                 let next = at.peek();
@@ -380,6 +380,10 @@ fn is_plausible(mut at: Cursor<'_>, block: BlockId, list: &BlockList, size: Targ
         skip = match kind {
             ram_flag::PAGE => size.bytes(),
             ram_flag::ZERO => 1,
+            ram_flag::XBZRLE => match xbzrle::read_payload(&mut at, size) {
+                Ok(_) => 0,
+                Err(_) => return false,
+            },
             _ => at.be32().map_or(u64::MAX, u64::from),
         };
         let offset = word & !mask;
