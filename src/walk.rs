@@ -327,7 +327,7 @@ impl<'a, 'p> Walk<'a, 'p> {
             self.warn(Some(eof), text, true);
         }
         if self.description.is_none() && self.cursor.offset() == eof && self.full_count > 0 {
-            let text = "the stream has no description (machine property suppress-vmdesc, or an old QEMU): device state could not be decoded";
+            let text = "the stream has no description (machine property suppress-vmdesc, an old QEMU, or postcopy): device state could not be decoded";
             self.warn(Some(eof), text.into(), false);
         }
         self.note_tail();

@@ -615,3 +615,24 @@ fn damage_that_ends_inside_a_word_gives_no_page_to_another_place() {
     assert_eq!(doubtful, [0x10e]);
     assert_eq!(stream.losses().len(), 1, "{:?}", stream.losses());
 }
+
+#[test]
+fn a_page_made_across_a_gap_is_doubtful_and_one_that_cannot_be_decoded_too() {
+    let named = Records::new().data("main.ram", 0, &noise(1, 4096));
+    let all = (1..41u64).fold(named, |records, nth| records.next_data(nth << 12, &noise(nth + 1, 4096)));
+    let no_zlib = all.next_xbzrle(0x3000, &[(5, b"new")]).word(0x7000 | 0x120, &[0, 0, 0, 4, 1, 2, 3, 4]);
+    let blocks = [Block::new("main.ram", 64 << 12)];
+    let mut bytes = Synth::machine().ram_start(&blocks).ram_end(no_zlib).finish_undescribed();
+    // The word of page 20's record is no word any more.
+    let head = (20u64 << 12 | 0x28).to_be_bytes();
+    let at = bytes.windows(8).position(|word| word == head).unwrap();
+    bytes[at..at + 8].fill(0xff);
+    let stream = salvage(&bytes);
+    let doubtful: Vec<u64> = stream.doubtful_pages().iter().map(|page| page.offset.0).collect();
+    assert!(doubtful.contains(&0x3000) && doubtful.contains(&0x7000), "{doubtful:x?}");
+    assert!(!doubtful.contains(&0x4000), "{doubtful:x?}");
+    let page = |offset| stream.ram().unwrap().page(ramlift::BlockId(0), BlockOffset(offset)).unwrap();
+    let Page::Data(changed) = page(0x3000) else { panic!("page 3 is no data") };
+    assert_eq!(&changed[5..8], b"new");
+    assert_eq!(page(0x7000), Page::Data(vec![0; 4096].into()));
+}

@@ -115,7 +115,9 @@ impl<'r, 'a> PageReader<'r, 'a> {
             }
             PageSource::Compressed(at) => {
                 let bytes = self.ram.sources().from(*at).ok_or_else(|| gone(*at))?;
-                self.inflater.inflate(Cursor::new(bytes, *at), &mut self.page)?;
+                let cursor = Cursor::new(bytes, *at);
+                // Half a page is none, and what was here before is another.
+                self.inflater.inflate(cursor, &mut self.page).inspect_err(|_| self.page.fill(0))?;
             }
             PageSource::Xbzrle(chain) => self.apply(chain)?,
         }
