@@ -18,8 +18,8 @@ use std::path::Path;
 
 use proptest::prelude::*;
 use ramlift::{
-    BlockOffset, Channel, Error, ErrorKind, MultifdCompression, Packet, PacketContent, PacketPage, RamPacket,
-    Result, StreamOffset, TargetPageSize,
+    BlockOffset, Channel, ChannelPages, Error, ErrorKind, MultifdCompression, Packet, PacketContent,
+    PacketPage, RamPacket, Result, Stream, StreamOffset, TargetPageSize,
 };
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -228,6 +228,25 @@ fn channels_that_do_not_belong_together_are_refused() {
     let other = others.into_iter().find(|other| parse(other).unwrap().sync_count() != syncs).unwrap();
     std::fs::write(place.join("channel-0"), other).unwrap();
     refused(&args, "multifd channel 0 is cut off, or of another migration");
+}
+
+#[test]
+fn pages_that_are_not_all_there_are_no_holes() {
+    for name in [LIVE[0], LIVE[1]] {
+        let main = unpack(name.0);
+        let inputs = unpack_channels(name.0);
+        let wholes: Vec<Whole<'_>> = inputs.iter().map(|input| Whole::read(input)).collect();
+        let join = |missing: usize| {
+            let pages = wholes.iter().map(|whole| {
+                let pages = if whole.spool.is_empty() { whole.input } else { &whole.spool };
+                ChannelPages { channel: whole.channel, pages: &pages[..pages.len() - missing] }
+            });
+            Stream::parse(&main).unwrap().join(&pages.collect::<Vec<_>>())
+        };
+        join(0).unwrap();
+        let error = join(PAGE * 8).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Truncated { .. }), "{name:?}: {error}");
+    }
 }
 
 #[test]

@@ -185,7 +185,14 @@ impl<'a> Joiner<'_, 'a> {
                 PacketContent::InChannel(at) => at.0,
                 PacketContent::Unpacked(at) => at,
             };
-            builder.push_packed(number, place.checked_add(at).unwrap_or(place), size);
+            let place = StreamOffset(place.0.saturating_add(at));
+            // Only what the caller gave as the channel's pages can be short.
+            let available = self.ram.sources.from(place).map_or(0, |bytes| bytes.len() as u64);
+            if available < size.bytes() {
+                let kind = ErrorKind::Truncated { needed: size.bytes(), available };
+                return Err(Error::at(packet.at, kind));
+            }
+            builder.push_packed(number, place, size);
         }
         Ok(())
     }

@@ -60,7 +60,7 @@ pub(crate) struct ExtractArgs {
     #[arg(long = "shared-file", value_name = "IDSTR=PATH", value_parser = parse_shared_file)]
     pub(crate) shared_files: Vec<SharedFile>,
     /// What was captured of a channel, for the main channel of a multifd
-    /// migration; once for each
+    /// migration; once for each. Compressed ones are unpacked in TMPDIR
     #[arg(long = "channel", value_name = "FILE")]
     pub(crate) channels: Vec<PathBuf>,
     /// Write an image of each block device whose content is in the stream
