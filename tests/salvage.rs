@@ -636,3 +636,17 @@ fn a_page_made_across_a_gap_is_doubtful_and_one_that_cannot_be_decoded_too() {
     assert_eq!(&changed[5..8], b"new");
     assert_eq!(page(0x7000), Page::Data(vec![0; 4096].into()));
 }
+
+#[test]
+fn a_stream_cut_among_its_first_zeros_is_not_taken_for_a_main_channel() {
+    let zeros = (1..40u64)
+        .fold(Records::new().fill("main.ram", 0, 0), |records, nth| records.next_fill(nth << 12, 0));
+    let records = zeros.next_data(40 << 12, &noise(1, 4096));
+    let bytes = Synth::machine().ram(&[Block::new("main.ram", 64 << 12)], records).finish();
+    let place = Workplace::with(&bytes[..bytes.len() / 20]);
+    place.ramlift(&["extract", "stream", "-o", "out"]).expect_code(1);
+    let output = place.ramlift(&["extract", "stream", "--salvage", "-o", "out"]).expect_code(3);
+    assert!(!output.stderr.contains("multifd"), "{}", output.stderr);
+    assert_eq!(place.json("out/manifest.json")["blocks"][0]["data_pages"], 0);
+    assert!(place.json("out/manifest.json")["blocks"][0]["fill_pages"].as_u64().unwrap() > 0);
+}

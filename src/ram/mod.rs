@@ -131,7 +131,8 @@ impl<'a> Ram<'a> {
         let is_whole = || self.has_mr_addr || self.blocks().all(|(id, ..)| self.absent_pages(id) == 0);
         let any = |count: fn(&BlockPages<'a>) -> u64| self.pages.iter().any(|pages| count(pages) > 0);
         let is_sent = self.has_flushes || any(BlockPages::fill_pages);
-        is_sent && !any(BlockPages::data_pages) && !is_whole()
+        // What is left of a damaged stream may well be its first zeros.
+        !self.is_tolerant && is_sent && !any(BlockPages::data_pages) && !is_whole()
     }
 
     /// Where the block list ends.
