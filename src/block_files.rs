@@ -10,7 +10,7 @@ use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::extract::{ImageSink, PIECE_ALIGN, PIECE_LEN, WINDOW_LEN};
+use crate::extract::{ImageSink, ImageStore, PIECE_ALIGN, PIECE_LEN, WINDOW_LEN};
 use crate::pace::{Pace, Way};
 use crate::ram::Ram;
 use crate::units::{BlockId, BlockOffset};
@@ -40,7 +40,7 @@ struct Handles {
 
 impl Handles {
     fn open(path: &Path) -> std::io::Result<Self> {
-        let cached = OpenOptions::new().write(true).open(path)?;
+        let cached = OpenOptions::new().read(true).write(true).open(path)?;
         let flags = i32::try_from(OFlags::DIRECT.bits()).unwrap_or(0);
         let direct = OpenOptions::new().write(true).custom_flags(flags).open(path).ok();
         Ok(Self { cached, direct })
@@ -140,6 +140,27 @@ impl ImageSink for BlockFiles {
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(()),
             Err(source) => Err(Error::io(self.path(block), source.into())),
         }
+    }
+}
+
+impl ImageStore for BlockFiles {
+    fn read(&self, block: BlockId, offset: BlockOffset, data: &mut [u8]) -> Result<()> {
+        let file = self.file(block)?;
+        let mut done = 0;
+        while let Some(rest) = data.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            let read = file.as_ref().map_or(Ok(0), |file| file.cached.read_at(rest, offset.0 + done as u64));
+            match read {
+                // Behind the end of the image, or of none.
+                Ok(0) => {
+                    rest.fill(0);
+                    break;
+                }
+                Ok(len) => done += len,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(Error::io(self.path(block), source)),
+            }
+        }
+        Ok(())
     }
 }
 

@@ -122,6 +122,12 @@ pub enum ErrorKind {
         /// How that shows.
         why: String,
     },
+    /// Something that only a file gives, which can be gone back to.
+    #[error("{what}, and the stream is read as it goes by")]
+    GoneBy {
+        /// What would have to be gone back to.
+        what: &'static str,
+    },
     /// A device and its description disagree.
     #[error("{why}")]
     Device {
@@ -182,7 +188,10 @@ impl Error {
     pub fn is_damage(&self) -> bool {
         !matches!(
             self.0.kind,
-            ErrorKind::NotAStream { .. } | ErrorKind::Unsupported { .. } | ErrorKind::Io { .. }
+            ErrorKind::NotAStream { .. }
+                | ErrorKind::Unsupported { .. }
+                | ErrorKind::GoneBy { .. }
+                | ErrorKind::Io { .. }
         )
     }
 
@@ -201,6 +210,7 @@ impl Error {
             ErrorKind::Part { .. } => {
                 "the pages went through other connections: give what was captured of each with `extract --channel FILE`, once for each; without them this is a guest with empty memory"
             }
+            ErrorKind::GoneBy { .. } => "write it to a file first, and give that",
             ErrorKind::RecordType { .. } | ErrorKind::Footer { .. } | ErrorKind::RamFlags { .. } => {
                 "the stream is damaged here, or what stands before it was written by a QEMU this version does not know"
             }

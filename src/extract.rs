@@ -17,8 +17,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::error::Result;
 use crate::progress::Progress;
-use crate::ram::page::PageReader;
-use crate::ram::{PageRun, PageSource, Ram, RunContent};
+use crate::ram::page::{PageReader, gone_by};
+use crate::ram::{PageRun, PageSource, Ram, RunContent, Stretch};
 use crate::units::{BlockId, BlockOffset, StreamOffset, index};
 
 /// Bytes of an image that one worker takes at a time, and the longest piece
@@ -34,9 +34,6 @@ pub const PIECE_LEN: u64 = 512 << 10;
 /// past the page cache.
 pub const PIECE_ALIGN: usize = 4096;
 
-/// Windows whose place is claimed at once, if they will be written.
-const WINDOWS_PER_CLAIM: u64 = 16;
-
 /// A gap of zeros up to this many bytes between two pieces of data is written
 /// along with them: one long write is cheaper than two and a hole.
 const SMALL_GAP: u64 = 64 << 10;
@@ -47,9 +44,9 @@ const SMALL_GAP: u64 = 64 << 10;
 pub trait ImageSink: Sync {
     /// Takes `data`, which belongs at `offset` of the image of `block`.
     ///
-    /// Called by several threads at once, never twice for the same bytes, and
-    /// never for bytes outside the block's `used_length`. What is never given
-    /// is zero.
+    /// Called by several threads at once, never twice for the same bytes in one
+    /// scatter, and never for bytes outside the block's `used_length`. What is
+    /// never given is zero.
     ///
     /// # Errors
     /// Whatever keeps the data from getting where it belongs: it ends the
@@ -73,6 +70,17 @@ pub trait ImageSink: Sync {
     }
 }
 
+/// A sink of images that can be read and changed again: what a stream needs
+/// that [goes by](crate::Stream::read_once).
+pub trait ImageStore: ImageSink {
+    /// Reads `data.len()` bytes at `offset` of the image of `block`. Zero where
+    /// nothing was given yet, and behind the block's end.
+    ///
+    /// # Errors
+    /// Whatever keeps it from that.
+    fn read(&self, block: BlockId, offset: BlockOffset, data: &mut [u8]) -> Result<()>;
+}
+
 /// Hands the content of `blocks` to `sink`, on all threads of the current
 /// rayon pool. `progress` counts bytes of images, up to [`image_len`].
 ///
@@ -82,11 +90,32 @@ pub trait ImageSink: Sync {
 /// # Errors
 /// The first one of the sink.
 pub fn scatter(ram: &Ram<'_>, blocks: &[BlockId], sink: &impl ImageSink, progress: &Progress) -> Result<()> {
-    let windows: Vec<Window> = blocks.iter().flat_map(|block| windows_of(ram, *block)).collect();
+    scatter_over(ram, blocks, sink, Fresh, progress)
+}
+
+/// Hands the pages of a stretch of a stream that goes by to `store`, those of
+/// `blocks`, on all threads of the current rayon pool. What it has is newer
+/// than what came before: pages that are zero now are zeroed, pages of XBZRLE
+/// are made from what their image has.
+///
+/// # Errors
+/// The first one of the store; others for pages that cannot be decoded.
+pub fn scatter_stretch(stretch: &Stretch<'_, '_>, blocks: &[BlockId], store: &impl ImageStore) -> Result<()> {
+    scatter_over(stretch.ram(), blocks, store, Passed { stretch, store }, &Progress::new())
+}
+
+fn scatter_over(
+    ram: &Ram<'_>,
+    blocks: &[BlockId],
+    sink: &impl ImageSink,
+    before: impl Before,
+    progress: &Progress,
+) -> Result<()> {
+    let windows: Vec<Window> = blocks.iter().flat_map(|block| windows_of(ram, *block, before)).collect();
     let next = AtomicUsize::new(0);
     let is_over = AtomicBool::new(false);
     let outcomes = rayon::broadcast(|_| {
-        let mut gather = Gather::new(ram, sink);
+        let mut gather = Gather::new(ram, sink, before);
         while !is_over.load(Ordering::Relaxed) {
             let Some(window) = windows.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
             gather.window(*window).inspect_err(|_| is_over.store(true, Ordering::Relaxed))?;
@@ -97,10 +126,76 @@ pub fn scatter(ram: &Ram<'_>, blocks: &[BlockId], sink: &impl ImageSink, progres
     outcomes.into_iter().collect()
 }
 
+/// What images hold before pages are written to them.
+trait Before: Copy + Sync {
+    /// Windows whose place is claimed at once, if they will be written.
+    const WINDOWS_PER_CLAIM: u64;
+
+    /// Whether a page may be other than zero.
+    fn is_data(&self, block: BlockId, offset: u64) -> bool;
+
+    /// Whether any of the pages in a range may be.
+    fn has_data(&self, block: BlockId, range: Range<u64>) -> bool;
+
+    /// Reads a page.
+    fn read(&self, block: BlockId, offset: u64, page: &mut [u8]) -> Result<()>;
+}
+
+/// Images that hold nothing yet.
+#[derive(Clone, Copy)]
+struct Fresh;
+
+impl Before for Fresh {
+    const WINDOWS_PER_CLAIM: u64 = 16;
+
+    fn is_data(&self, _: BlockId, _: u64) -> bool {
+        false
+    }
+
+    fn has_data(&self, _: BlockId, _: Range<u64>) -> bool {
+        false
+    }
+
+    fn read(&self, _: BlockId, _: u64, _: &mut [u8]) -> Result<()> {
+        Err(gone_by())
+    }
+}
+
+/// Images that hold what came before a stretch.
+struct Passed<'s, S> {
+    stretch: &'s Stretch<'s, 's>,
+    store: &'s S,
+}
+
+impl<S> Clone for Passed<'_, S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<S> Copy for Passed<'_, S> {}
+
+impl<S: ImageStore> Before for Passed<'_, S> {
+    /// A stretch is a few windows long.
+    const WINDOWS_PER_CLAIM: u64 = 1;
+
+    fn is_data(&self, block: BlockId, offset: u64) -> bool {
+        self.stretch.was_data(block, BlockOffset(offset))
+    }
+
+    fn has_data(&self, block: BlockId, range: Range<u64>) -> bool {
+        self.stretch.had_any(block, BlockOffset(range.start)..BlockOffset(range.end))
+    }
+
+    fn read(&self, block: BlockId, offset: u64, page: &mut [u8]) -> Result<()> {
+        self.store.read(block, BlockOffset(offset), page)
+    }
+}
+
 /// The bytes that [`scatter`] counts for `blocks`: those of all windows that
 /// hold anything.
 pub fn image_len(ram: &Ram<'_>, blocks: &[BlockId]) -> u64 {
-    let windows: usize = blocks.iter().map(|block| windows_of(ram, *block).count()).sum();
+    let windows: usize = blocks.iter().map(|block| windows_of(ram, *block, Fresh).count()).sum();
     windows as u64 * WINDOW_LEN
 }
 
@@ -111,11 +206,16 @@ struct Window {
     number: u64,
 }
 
-/// The windows of a block that hold anything but zeros, in ascending order.
-fn windows_of<'r>(ram: &'r Ram<'_>, block: BlockId) -> impl Iterator<Item = Window> + 'r {
+/// The windows of a block that there is anything to write to, in ascending
+/// order.
+fn windows_of<'r>(
+    ram: &'r Ram<'_>,
+    block: BlockId,
+    before: impl Before + 'r,
+) -> impl Iterator<Item = Window> + 'r {
     let page_len = ram.page_size().bytes();
     let mut first_free = 0;
-    visible_runs(ram, block, BlockOffset(0), BlockOffset(u64::MAX)).flat_map(move |run| {
+    visible_runs(ram, block, 0..u64::MAX, before).flat_map(move |run| {
         let first = (run.offset.0 / WINDOW_LEN).max(first_free);
         let end = run.offset.0.saturating_add(run.pages * page_len).div_ceil(WINDOW_LEN);
         first_free = end.max(first_free);
@@ -123,36 +223,43 @@ fn windows_of<'r>(ram: &'r Ram<'_>, block: BlockId) -> impl Iterator<Item = Wind
     })
 }
 
-/// The runs of pages that are not all zeros.
+/// The runs of pages in a range but for those of zeros where the image has
+/// zeros anyway.
 fn visible_runs<'r>(
     ram: &'r Ram<'_>,
     block: BlockId,
-    from: BlockOffset,
-    to: BlockOffset,
+    range: Range<u64>,
+    before: impl Before + 'r,
 ) -> impl Iterator<Item = PageRun<'r>> {
+    let page_len = ram.page_size().bytes();
+    let (from, to) = (BlockOffset(range.start), BlockOffset(range.end));
     let runs = ram.pages(block).into_iter().flat_map(move |pages| pages.runs(from, to));
-    runs.filter(|run| run.content != RunContent::Fill(0))
+    runs.filter(move |run| {
+        run.content != RunContent::Fill(0)
+            || before.has_data(block, run.offset.0..run.offset.0.saturating_add(run.pages * page_len))
+    })
 }
 
 /// One worker: gathers windows and hands them on.
-struct Gather<'r, 'a, S> {
+struct Gather<'r, 'a, S, B> {
     ram: &'r Ram<'a>,
     sink: &'r S,
+    before: B,
     /// Where in the image the buffer belongs.
     piece: u64,
     buffer: PieceBuffer,
     reader: PageReader<'r, 'a>,
 }
 
-impl<'r, 'a, S: ImageSink> Gather<'r, 'a, S> {
-    fn new(ram: &'r Ram<'a>, sink: &'r S) -> Self {
-        Self { ram, sink, piece: 0, buffer: PieceBuffer::new(), reader: PageReader::new(ram) }
+impl<'r, 'a, S: ImageSink, B: Before> Gather<'r, 'a, S, B> {
+    fn new(ram: &'r Ram<'a>, sink: &'r S, before: B) -> Self {
+        Self { ram, sink, before, piece: 0, buffer: PieceBuffer::new(), reader: PageReader::new(ram) }
     }
 
     fn window(&mut self, window: Window) -> Result<()> {
         let used_length = self.ram.block(window.block).map_or(0, |block| block.used_length);
         let start = window.number * WINDOW_LEN;
-        if window.number.is_multiple_of(WINDOWS_PER_CLAIM) {
+        if window.number.is_multiple_of(B::WINDOWS_PER_CLAIM) {
             self.claim(window.block, start, used_length)?;
         }
         let end = start.saturating_add(WINDOW_LEN).min(used_length);
@@ -169,7 +276,7 @@ impl<'r, 'a, S: ImageSink> Gather<'r, 'a, S> {
     fn piece(&mut self, block: BlockId, start: u64, end: u64) -> Result<()> {
         let ram = self.ram;
         self.piece = start;
-        for run in visible_runs(ram, block, BlockOffset(start), BlockOffset(end)) {
+        for run in visible_runs(ram, block, start..end, self.before) {
             self.gather_run(block, &run)?;
         }
         // The last page of a block may reach beyond its length.
@@ -180,10 +287,10 @@ impl<'r, 'a, S: ImageSink> Gather<'r, 'a, S> {
     /// Claims what the windows from `start` on will write. Where a group's
     /// first window holds nothing, the others do without.
     fn claim(&self, block: BlockId, start: u64, used_length: u64) -> Result<()> {
-        let end = start.saturating_add(WINDOWS_PER_CLAIM * WINDOW_LEN).min(used_length);
+        let end = start.saturating_add(B::WINDOWS_PER_CLAIM * WINDOW_LEN).min(used_length);
         let page_len = self.ram.page_size().bytes();
         let mut piece = start..start;
-        let runs = visible_runs(self.ram, block, BlockOffset(start), BlockOffset(end));
+        let runs = visible_runs(self.ram, block, start..end, self.before);
         for run in runs.filter(|run| !self.looks_zero(run)) {
             let run_end = run.offset.0.saturating_add(run.pages * page_len).min(end);
             if run.offset.0 - piece.end > SMALL_GAP {
@@ -219,9 +326,11 @@ impl<'r, 'a, S: ImageSink> Gather<'r, 'a, S> {
         let page_len = self.ram.page_size().bytes();
         match run.content {
             RunContent::Fill(byte) => {
-                for nth in 0..run.pages {
-                    let end = self.make_room(block, run.offset.0 + nth * page_len)? + page_len;
-                    self.buffer.resize(index(end).unwrap_or(0), byte);
+                for offset in (0..run.pages).map(|nth| run.offset.0 + nth * page_len) {
+                    if byte != 0 || self.before.is_data(block, offset) {
+                        let end = self.make_room(block, offset)? + page_len;
+                        self.buffer.resize(index(end).unwrap_or(0), byte);
+                    }
                 }
             }
             RunContent::Data { first, stride } => self.gather_data(block, run, first, stride)?,
@@ -229,6 +338,7 @@ impl<'r, 'a, S: ImageSink> Gather<'r, 'a, S> {
                 self.gather_page(block, run.offset.0, &PageSource::Compressed(at))?
             }
             RunContent::Xbzrle(chain) => self.gather_page(block, run.offset.0, &PageSource::Xbzrle(chain))?,
+            RunContent::Image => return Err(gone_by()),
         }
         Ok(())
     }
@@ -247,7 +357,7 @@ impl<'r, 'a, S: ImageSink> Gather<'r, 'a, S> {
         for (offset, record) in offsets.zip(records) {
             let page = record.get(..page_bytes).unwrap_or(record);
             // QEMU sends zeros as data with `zero-page-detection` off.
-            if !is_zero(page) {
+            if !is_zero(page) || self.before.is_data(block, offset) {
                 self.make_room(block, offset)?;
                 self.buffer.extend_from_slice(page);
             }
@@ -257,11 +367,18 @@ impl<'r, 'a, S: ImageSink> Gather<'r, 'a, S> {
 
     /// Gathers a page that has to be put together.
     fn gather_page(&mut self, block: BlockId, offset: u64, source: &PageSource<'_>) -> Result<()> {
-        let page = self.reader.read(source).map_err(|error| {
+        let before = self.before;
+        let read = match source {
+            PageSource::Xbzrle(chain) if chain.base() == PageSource::Image => {
+                self.reader.read_onto_image(chain, |page| before.read(block, offset, page))
+            }
+            source => self.reader.read(source),
+        };
+        let page = read.map_err(|error| {
             let idstr = self.ram.block(block).map(|block| block.idstr.to_string()).unwrap_or_default();
             error.inside(format!("page {offset:#x} of RAM block \"{idstr}\""))
         })?;
-        if !is_zero(page) {
+        if !is_zero(page) || before.is_data(block, offset) {
             self.make_room(block, offset)?;
             self.buffer.extend_from_slice(self.reader.page());
         }
@@ -271,8 +388,9 @@ impl<'r, 'a, S: ImageSink> Gather<'r, 'a, S> {
     /// Makes the buffer end at `offset` of the image: by zeros if it is near,
     /// else by handing on what there is. Gives the buffer's length.
     fn make_room(&mut self, block: BlockId, offset: u64) -> Result<u64> {
-        let gap = offset - (self.piece + self.buffer.len() as u64);
-        if gap > SMALL_GAP || self.buffer.is_empty() {
+        let end = self.piece + self.buffer.len() as u64;
+        let gap = offset - end;
+        if gap > SMALL_GAP || self.buffer.is_empty() || gap > 0 && self.before.has_data(block, end..offset) {
             self.hand_on(block)?;
             self.piece = offset;
         }

@@ -77,6 +77,7 @@ mod boundary;
 mod cursor;
 mod error;
 mod extract;
+mod feed;
 mod header;
 mod idstr;
 mod input;
@@ -101,7 +102,10 @@ pub use body::{
     DirtyRange, Piece, Tod,
 };
 pub use error::{Error, ErrorKind, Result};
-pub use extract::{ImageSink, PIECE_ALIGN, PIECE_LEN, WINDOW_LEN, image_len, scatter};
+pub use extract::{
+    ImageSink, ImageStore, PIECE_ALIGN, PIECE_LEN, WINDOW_LEN, image_len, scatter, scatter_stretch,
+};
+pub use feed::{Incoming, Kept};
 pub use header::Configuration;
 pub use idstr::Idstr;
 pub use input::Input;
@@ -114,7 +118,8 @@ pub use multifd::{
 pub use progress::Progress;
 pub use ram::join::ChannelPages;
 pub use ram::{
-    BlockPages, Chain, Page, PageRecord, PageRun, PageSource, Ram, RamBlock, RecordContent, RunContent,
+    BlockPages, Chain, Page, PageRecord, PageRun, PageSource, PageTaker, Ram, RamBlock, RecordContent,
+    RunContent, Stretch,
 };
 pub use section::{Command, Handler, Section, SectionType};
 pub use stream::{Device, Stream};

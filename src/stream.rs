@@ -9,18 +9,17 @@
 //! and by many threads, from what it leaves.
 //!
 
-use std::ops::Range;
-
 use crate::body::{Piece, Pieces};
 use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
+use crate::feed::{Incoming, Kept};
 use crate::header::Configuration;
 use crate::loss::{DoubtfulPage, Loss};
 use crate::progress::Progress;
 use crate::ram::join::ChannelPages;
-use crate::ram::{PageRecord, Ram};
+use crate::ram::{PageRecord, PageTaker, Ram};
 use crate::section::{Command, Handler, Section, SectionType};
-use crate::units::{BlockId, StreamOffset, index};
+use crate::units::{BlockId, StreamOffset};
 use crate::vmstate::decode::decode_body;
 use crate::vmstate::{DeviceDesc, State};
 use crate::walk::{Walk, salvage};
@@ -98,6 +97,31 @@ impl<'a> Stream<'a> {
                 _ => return Ok(Self::warned(walk.finish())),
             }
         }
+    }
+
+    /// Walks a stream that goes by and cannot be gone back to: out of a pipe, or
+    /// decompressed. Its pages go to `taker` as they come; a page that is sent
+    /// again goes there again. All else is copied to `kept`.
+    ///
+    /// Takes three chunks, what is kept, and 24 bytes an extent. A thread
+    /// reads; if the walk fails, it is left behind in its last read.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse); what the reader and the taker say;
+    /// [`ErrorKind::GoneBy`] for what cannot be read so: mapped-ram, and
+    /// devices before RAM whose end is not near.
+    pub fn read_once(
+        incoming: Incoming,
+        kept: &'a Kept,
+        progress: &Progress,
+        taker: &mut impl PageTaker,
+    ) -> Result<Self> {
+        let mut walk = Walk::over_reader(incoming, kept, progress, taker)?;
+        walk.run()?;
+        if walk.late_page_size().is_some() {
+            return Err(Error::new(ErrorKind::GoneBy { what: "the page size shows too late" }));
+        }
+        Ok(Self::warned(walk.finish()))
     }
 
     /// Warns of a stream whose pages are in other files: all of its memory
@@ -266,18 +290,16 @@ impl<'a> Stream<'a> {
 
     /// The body of a section, as it stands in the stream.
     pub fn body(&self, section: &Section) -> &'a [u8] {
-        byte_range(section).and_then(|range| self.0.input.get(range)).unwrap_or_default()
+        self.0.input.get(section.body..section.body_end).unwrap_or_default()
     }
 
     /// The data of a command, as it stands in the stream.
     pub fn command_data(&self, command: &Command) -> &'a [u8] {
         // Behind type byte, command and length.
         const HEAD_LEN: u64 = 5;
-        let range = || {
-            let start = index(command.offset.checked_add(HEAD_LEN)?.0)?;
-            Some(start..start.checked_add(command.len.into())?)
-        };
-        range().and_then(|range| self.0.input.get(range)).unwrap_or_default()
+        let start = command.offset.checked_add(HEAD_LEN);
+        let range = start.and_then(|start| Some(start..start.checked_add(command.len.into())?));
+        range.and_then(|range| self.0.input.get(range)).unwrap_or_default()
     }
 
     /// How many virtual CPUs the guest has, by their sections.
@@ -291,8 +313,4 @@ impl<'a> Stream<'a> {
         };
         count("cpu").max(count("cpu_common"))
     }
-}
-
-fn byte_range(section: &Section) -> Option<Range<usize>> {
-    Some(index(section.body.0)?..index(section.body_end.0)?)
 }

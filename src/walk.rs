@@ -8,6 +8,7 @@
 //!
 //! Source followed: QEMU `migration/savevm.c` (`qemu_loadvm_state_main`).
 
+mod going_by;
 mod salvage;
 
 use std::cell::Cell;
@@ -17,6 +18,7 @@ use crate::body::layout_of;
 use crate::boundary::Boundaries;
 use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
+use crate::feed::Parts;
 use crate::header::{Configuration, bounded, hex, read_configuration, read_magic};
 use crate::idstr::Idstr;
 use crate::progress::Progress;
@@ -30,6 +32,8 @@ use crate::walked::{Description, Walked, Warning};
 use crate::wire::{limit, record};
 
 pub(crate) use salvage::salvage;
+
+use going_by::GoingBy;
 
 pub(crate) struct Walk<'a, 'p> {
     input: &'a [u8],
@@ -52,6 +56,9 @@ pub(crate) struct Walk<'a, 'p> {
     vain_len: Cell<u64>,
     description: Option<Description<'a>>,
     warnings: Vec<Warning>,
+    /// Where more comes from, if the stream goes by: then `cursor` is only
+    /// over what was kept of it last.
+    going_by: Option<GoingBy<'a, 'p>>,
 }
 
 impl<'a, 'p> Walk<'a, 'p> {
@@ -60,10 +67,19 @@ impl<'a, 'p> Walk<'a, 'p> {
         late_page_size: Option<TargetPageSize>,
         progress: &'p Progress,
     ) -> Result<Self> {
-        let mut cursor = Cursor::new(input, StreamOffset(0));
-        read_magic(&mut cursor).map_err(|error| error.inside("header"))?;
-        let configuration = read_configuration(&mut cursor)?;
-        Ok(Self::begin(input, cursor, configuration, late_page_size, progress))
+        let head = Cursor::new(input, StreamOffset(0));
+        Self::from_head(input, head, late_page_size, progress)
+    }
+
+    fn from_head(
+        input: &'a [u8],
+        mut head: Cursor<'a>,
+        late_page_size: Option<TargetPageSize>,
+        progress: &'p Progress,
+    ) -> Result<Self> {
+        read_magic(&mut head).map_err(|error| error.inside("header"))?;
+        let configuration = read_configuration(&mut head)?;
+        Ok(Self::begin(input, head, configuration, late_page_size, progress))
     }
 
     /// A walk that begins with the record at `cursor`.
@@ -101,6 +117,7 @@ impl<'a, 'p> Walk<'a, 'p> {
             vain_len: Cell::new(input.len() as u64),
             description: None,
             warnings: Vec::new(),
+            going_by: None,
         }
     }
 
@@ -115,9 +132,13 @@ impl<'a, 'p> Walk<'a, 'p> {
         loop {
             let offset = self.cursor.offset();
             self.record = offset;
+            self.keep_head()?;
             let byte = self.cursor.u8().map_err(|error| error.inside("next record"))?;
             match (byte, SectionType::of(byte)) {
-                (record::QEMU_VM_EOF, _) => return self.read_description(),
+                (record::QEMU_VM_EOF, _) => {
+                    self.keep_rest()?;
+                    return self.read_description();
+                }
                 (record::QEMU_VM_COMMAND, _) => self.read_command(offset)?,
                 (_, Some(SectionType::Full)) => {
                     if !self.read_device(offset)? {
@@ -174,13 +195,13 @@ impl<'a, 'p> Walk<'a, 'p> {
                 ErrorKind::Version { what: "section", met, expected },
             ));
         }
-        layout.read(kind, &mut self.cursor)
+        self.read_kept(|_, cursor| layout.read(kind, cursor))
     }
 
     fn read_ram(&mut self, kind: SectionType, version_id: u32) -> Result<()> {
         self.ram_is_iterating = kind != SectionType::End;
         if kind != SectionType::Start {
-            return self.ram.read_records(&mut self.cursor);
+            return self.read_pages();
         }
         if self.ram.has_started() {
             let what = "a second ram section";
@@ -190,7 +211,9 @@ impl<'a, 'p> Walk<'a, 'p> {
             self.configuration.as_ref().is_some_and(|configuration| configuration.has_capability(name))
         };
         let layout = RamLayout { mapped_ram: has("mapped-ram"), mr_addr: has("x-ignore-shared") };
-        self.ram.read_start(&mut self.cursor, version_id, layout)
+        self.read_kept(|walk, cursor| walk.ram.read_list(cursor, version_id, layout))?;
+        self.announce_blocks()?;
+        self.read_pages()
     }
 
     /// Reads the footer, if any, and notes the section.
@@ -202,6 +225,7 @@ impl<'a, 'p> Walk<'a, 'p> {
         body: StreamOffset,
     ) -> Result<()> {
         let body_end = self.cursor.offset();
+        self.keep_footer()?;
         self.footers.read(&mut self.cursor, handler.section_id).map_err(|error| error.inside(&*handler))?;
         self.sections.push(Section { offset, kind, handler, body, body_end });
         Ok(())
@@ -213,6 +237,7 @@ impl<'a, 'p> Walk<'a, 'p> {
             .handlers
             .read_header(SectionType::Full, &mut self.cursor)
             .map_err(|error| error.inside(self.place()))?;
+        self.keep_device(&handler)?;
         if !self.has_searched {
             self.locate_description(offset, &handler);
         }
@@ -240,8 +265,8 @@ impl<'a, 'p> Walk<'a, 'p> {
     /// Ends the walk at the first device of a stream whose devices nothing
     /// separates. The stream must at least end as one does.
     fn stop_before_devices(&mut self, offset: StreamOffset) -> Result<()> {
-        let end = StreamOffset(self.input.len() as u64);
-        if self.input.last() != Some(&record::QEMU_VM_EOF) {
+        let end = StreamOffset(self.cursor.offset().0 + self.cursor.remaining());
+        if self.cursor.rest().last() != Some(&record::QEMU_VM_EOF) {
             return Err(Error::at(end, ErrorKind::Truncated { needed: 1, available: 0 })
                 .inside("device state without footers or description, which should end with a zero byte"));
         }
@@ -295,10 +320,10 @@ impl<'a, 'p> Walk<'a, 'p> {
             // A device before RAM: there is no walking on from here to prove
             // anything, so it is the last description in the file, and the
             // walk will tell.
-            tail.or_else(|| locate::candidates(self.input, offset, fits).last())
+            tail.or_else(|| locate::candidates(self.cursor, fits).last())
         } else {
             // The nearest first: behind a stream there may be older ones.
-            let mut candidates = locate::candidates(self.input, offset, fits).peekable();
+            let mut candidates = locate::candidates(self.cursor, fits).peekable();
             let first_one = candidates.peek().cloned();
             let proven = candidates.find(is_proven);
             // Devices that lead to an EOF by their footers alone have no
@@ -330,8 +355,7 @@ impl<'a, 'p> Walk<'a, 'p> {
             let text = "the stream has no description (machine property suppress-vmdesc, an old QEMU, or postcopy): device state could not be decoded";
             self.warn(Some(eof), text.into(), false);
         }
-        self.note_tail();
-        Ok(())
+        self.note_tail()
     }
 
     fn read_description_text(&mut self) -> Result<()> {
@@ -377,15 +401,18 @@ impl<'a, 'p> Walk<'a, 'p> {
     }
 
     /// Says what stands behind the stream.
-    fn note_tail(&mut self) {
+    fn note_tail(&mut self) -> Result<()> {
         let rest = self.cursor.rest();
-        if rest.iter().any(|byte| *byte != 0) {
-            let text = format!("{} bytes behind the end of the stream are not part of it", rest.len());
+        let (gone_by, is_zero) = self.going_by.as_mut().map_or(Ok((0, true)), GoingBy::drain)?;
+        if !is_zero || rest.iter().any(|byte| *byte != 0) {
+            let len = rest.len() as u64 + gone_by;
+            let text = format!("{len} bytes behind the end of the stream are not part of it");
             // Behind a stream without a description they may well be the
             // remains of one.
             let is_loss = self.description.is_none();
             self.warn(Some(self.cursor.offset()), text, is_loss);
         }
+        Ok(())
     }
 
     /// What the walk has found.
@@ -418,8 +445,12 @@ impl<'a, 'p> Walk<'a, 'p> {
             );
             self.warnings.push(Warning { offset: Some(first), text, is_loss: true });
         }
+        let input = match self.going_by {
+            Some(going_by) => going_by.into_parts(),
+            None => Parts::whole(self.input),
+        };
         Walked {
-            input: self.input,
+            input,
             configuration: self.configuration,
             has_footers: self.footers == Footers::Present,
             sections: self.sections,

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::feed::Parts;
 use crate::header::Configuration;
 use crate::loss::{DoubtfulPage, Loss};
 use crate::ram::Ram;
@@ -13,7 +14,7 @@ use crate::vmstate::locate::{self, Located};
 /// All that a walk leaves.
 #[derive(Debug)]
 pub(crate) struct Walked<'a> {
-    pub(crate) input: &'a [u8],
+    pub(crate) input: Parts<'a>,
     pub(crate) configuration: Option<Configuration>,
     pub(crate) has_footers: bool,
     pub(crate) sections: Vec<Section>,

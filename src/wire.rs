@@ -129,6 +129,16 @@ pub(crate) mod limit {
     pub(crate) const EMPTY_ELEMENTS: u64 = 1024;
     /// Ways to read one device's description that are tried.
     pub(crate) const DECODE_ATTEMPTS: usize = 128;
+    /// Bytes besides RAM pages that are kept of a stream that goes by. Real
+    /// ones have some 2 MB, or what a vfio device has: hundreds of megabytes.
+    pub(crate) const KEPT_LEN: u64 = 1 << 30;
+    /// Of these, what may stand from the first device behind RAM on. Behind it
+    /// nothing is kept: there are the remains of other streams.
+    pub(crate) const REST_LEN: u64 = 512 << 20;
+    /// How far the end of a device before RAM is looked for in such a stream.
+    pub(crate) const EARLY_DEVICE_LEN: u64 = 64 << 20;
+    /// Page records that wait, in such a stream, for the page size to show.
+    pub(crate) const WAITING_RECORDS: usize = 1 << 20;
     /// Descriptions tried when more than one place looks like one.
     pub(crate) const VMDESC_CANDIDATES: usize = 8;
 }

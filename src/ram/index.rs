@@ -17,6 +17,10 @@
 //! the page, together with it, those before it are superseded.
 //!
 //! mapped-ram needs no index: its bitmap is one.
+//!
+//! Where a stream goes by and cannot be gone back to, it is indexed stretch by
+//! stretch. Each has an index of its own; once its pages are in their images,
+//! it is laid over what came before, as a run like any other.
 
 use std::ops::Range;
 
@@ -52,6 +56,8 @@ enum Content {
     Packed,
     /// One compressed page.
     Compressed,
+    /// Pages that are no longer in the stream, but in their image.
+    Image,
 }
 
 impl Extent {
@@ -67,7 +73,7 @@ impl Extent {
             Content::Data => page_size.bytes() + WORD_LEN,
             Content::Packed => page_size.bytes(),
             // Of no two pages is one extent made.
-            Content::Compressed => 0,
+            Content::Compressed | Content::Image => 0,
         }
     }
 
@@ -85,7 +91,7 @@ impl Extent {
     fn absorb(&mut self, next: &Self, page_size: TargetPageSize) -> bool {
         let goes_on = next.page == self.end()
             && next.content == self.content
-            && self.content != Content::Compressed
+            && !matches!(self.content, Content::Compressed | Content::Image)
             && next.payload == self.payload_of(next.page, page_size);
         let Some(count) = self.count.checked_add(next.count).filter(|_| goes_on) else {
             return false;
@@ -155,6 +161,11 @@ pub(crate) struct Delta {
 }
 
 impl IndexBuilder {
+    /// Whether no record has been noted.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.records == 0
+    }
+
     /// Notes a record. `page` is the number of its page in the block.
     #[inline]
     pub(crate) fn push(
@@ -192,13 +203,31 @@ impl IndexBuilder {
 
     #[cold]
     fn start_run(&mut self, first: Extent, page_size: TargetPageSize) {
+        self.settle_runs(page_size);
+        self.runs.push(vec![first]);
+    }
+
+    /// Merges runs until another can be put behind them.
+    fn settle_runs(&mut self, page_size: TargetPageSize) {
         while let [.., older, newer] = self.runs.as_slice() {
             if older.len() / 2 > newer.len() {
                 break;
             }
             self.merge_last_two(page_size);
         }
-        self.runs.push(vec![first]);
+    }
+
+    /// Lays a sorted run over all that came before.
+    fn push_run(&mut self, run: Run, page_size: TargetPageSize) {
+        let Some(first) = run.first() else { return };
+        if let Some(last) = self.runs.last_mut()
+            && last.last().is_none_or(|extent| extent.end() <= first.page)
+        {
+            run.into_iter().for_each(|extent| append(last, extent, page_size));
+        } else {
+            self.settle_runs(page_size);
+            self.runs.push(run);
+        }
     }
 
     fn merge_last_two(&mut self, page_size: TargetPageSize) {
@@ -214,14 +243,18 @@ impl IndexBuilder {
         let mut extents = self.runs.pop().unwrap_or_default();
         extents.shrink_to_fit();
         let (deltas, orphans) = sort_deltas(self.deltas, &extents, page_size);
-        let all: u64 = extents.iter().map(|extent| u64::from(extent.count)).sum();
-        let filled = extents.iter().filter(|extent| matches!(extent.content, Content::Fill(_)));
-        let mut fill_pages: u64 = filled.map(|extent| u64::from(extent.count)).sum();
-        let mut xbzrle_pages = 0;
+        let count = |is_one: fn(Content) -> bool| -> u64 {
+            let counted = extents.iter().filter(|extent| is_one(extent.content));
+            counted.map(|extent| u64::from(extent.count)).sum()
+        };
+        let all = count(|_| true);
+        let mut fill_pages = count(|content| matches!(content, Content::Fill(_)));
+        // What is in an image and no longer in the stream came there so.
+        let mut xbzrle_pages = count(|content| content == Content::Image);
         for chain in deltas.chunk_by(|one, next| one.page == next.page) {
             let base = chain.first().and_then(|delta| extent_of(&extents, delta.page));
             fill_pages -= u64::from(base.is_some_and(|base| matches!(base.content, Content::Fill(_))));
-            xbzrle_pages += 1;
+            xbzrle_pages += u64::from(base.is_some_and(|base| base.content != Content::Image));
         }
         BlockPages {
             records: self.records - orphans.records,
@@ -233,6 +266,74 @@ impl IndexBuilder {
             pages: Pages::Records { extents, deltas },
             page_size,
         }
+    }
+}
+
+/// A stretch of a stream that goes by, and what came before it.
+impl IndexBuilder {
+    /// Finishes the index of a stretch. What XBZRLE records in it build on is
+    /// in the image, if it is not in the stretch but in `earlier`.
+    pub(crate) fn finish_stretch<'a>(
+        mut self,
+        earlier: &mut Self,
+        page_size: TargetPageSize,
+    ) -> BlockPages<'a> {
+        while self.runs.len() > 1 {
+            self.merge_last_two(page_size);
+        }
+        let extents = self.runs.pop().unwrap_or_default();
+        let mut deltas = std::mem::take(&mut self.deltas);
+        deltas.sort_unstable();
+        let mut in_image = Run::new();
+        deltas.retain(|delta| {
+            let is_there = in_image.last().is_some_and(|last: &Extent| last.page == delta.page)
+                || extent_of(&extents, delta.page).is_some();
+            if !is_there && earlier.last_extent(delta.page).is_some() {
+                in_image.push(Extent { page: delta.page, payload: 0, count: 1, content: Content::Image });
+            } else if !is_there {
+                // No record may ever come that it builds on: its place is kept.
+                earlier.deltas.push(*delta);
+                earlier.records += 1;
+                self.records -= 1;
+                return false;
+            }
+            true
+        });
+        let runs = vec![overlay(in_image, extents, page_size)];
+        Self { runs, deltas, records: self.records }.finish(page_size)
+    }
+
+    /// Takes in a finished stretch, whose pages are in the image now.
+    pub(crate) fn append(&mut self, stretch: &BlockPages<'_>) {
+        let Pages::Records { extents, deltas } = &stretch.pages else { return };
+        self.records += stretch.records;
+        let chains = deltas.chunk_by(|one, next| one.page == next.page);
+        let made = chains.filter_map(|chain| chain.last()).map(|last| Extent {
+            page: last.page,
+            payload: last.payload.0,
+            count: 1,
+            content: Content::Image,
+        });
+        let run = overlay(extents.clone(), made.collect(), stretch.page_size);
+        self.push_run(run, stretch.page_size);
+    }
+
+    /// The extent of the last record of a page.
+    fn last_extent(&self, page: u64) -> Option<&Extent> {
+        self.runs.iter().rev().find_map(|run| extent_of(run, page))
+    }
+
+    /// Whether a page may be other than zero by now.
+    pub(crate) fn is_data(&self, page: u64) -> bool {
+        self.last_extent(page).is_some_and(|extent| extent.content != Content::Fill(0))
+    }
+
+    /// Whether any record so far is of one of `pages`.
+    pub(crate) fn has_any(&self, pages: &Range<u64>) -> bool {
+        self.runs.iter().any(|run| {
+            let first = run.partition_point(|extent| extent.end() <= pages.start);
+            run.get(first).is_some_and(|extent| extent.page < pages.end)
+        })
     }
 }
 
@@ -310,6 +411,8 @@ pub enum PageSource<'r> {
     Compressed(StreamOffset),
     /// An earlier content of the page and what changed since.
     Xbzrle(Chain<'r>),
+    /// The stream went by: what it held is in the page's image.
+    Image,
 }
 
 /// A page that was sent, and then what changed in it, once or more often.
@@ -325,6 +428,7 @@ enum Base {
     Fill(u8),
     Data(StreamOffset),
     Compressed(StreamOffset),
+    Image,
 }
 
 impl Chain<'_> {
@@ -334,6 +438,7 @@ impl Chain<'_> {
             Base::Fill(byte) => PageSource::Fill(byte),
             Base::Data(at) => PageSource::Data(at),
             Base::Compressed(at) => PageSource::Compressed(at),
+            Base::Image => PageSource::Image,
         }
     }
 
@@ -372,6 +477,8 @@ pub enum RunContent<'r> {
     Compressed(StreamOffset),
     /// One page: an earlier content and what changed since.
     Xbzrle(Chain<'r>),
+    /// Pages of a stream that went by: they are in their image.
+    Image,
 }
 
 impl<'a> BlockPages<'a> {
@@ -388,6 +495,16 @@ impl<'a> BlockPages<'a> {
             pages: Pages::Mapped(pages),
             page_size,
         }
+    }
+
+    /// The same pages, whose stream went by: what is data is in the images.
+    pub(crate) fn gone_by(mut self) -> Self {
+        if let Pages::Records { extents, deltas } = &mut self.pages {
+            let data = extents.iter_mut().filter(|extent| !matches!(extent.content, Content::Fill(_)));
+            data.for_each(|extent| extent.content = Content::Image);
+            *deltas = Vec::new();
+        }
+        self
     }
 
     /// Pages that hold data, in whatever encoding.
@@ -468,6 +585,7 @@ impl Extent {
             Content::Fill(byte) => Base::Fill(byte),
             Content::Data | Content::Packed => Base::Data(at),
             Content::Compressed => Base::Compressed(at),
+            Content::Image => Base::Image,
         }
     }
 
@@ -477,6 +595,7 @@ impl Extent {
             Content::Fill(byte) => RunContent::Fill(byte),
             Content::Data | Content::Packed => RunContent::Data { first, stride: self.stride(page_size) },
             Content::Compressed => RunContent::Compressed(first),
+            Content::Image => RunContent::Image,
         };
         PageRun { offset: BlockOffset(self.page << page_size.bits()), pages: self.count.into(), content }
     }
@@ -565,7 +684,7 @@ impl BlockPages<'_> {
         self.runs(BlockOffset(0), BlockOffset(u64::MAX)).filter_map(|run| match run.content {
             RunContent::Compressed(at) => Some((run.offset, PageSource::Compressed(at))),
             RunContent::Xbzrle(chain) => Some((run.offset, PageSource::Xbzrle(chain))),
-            RunContent::Fill(_) | RunContent::Data { .. } => None,
+            RunContent::Fill(_) | RunContent::Data { .. } | RunContent::Image => None,
         })
     }
 

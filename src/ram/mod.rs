@@ -19,9 +19,11 @@ pub(crate) mod page;
 pub(crate) mod record;
 pub(crate) mod resync;
 pub(crate) mod sources;
+pub(crate) mod stretch;
 pub(crate) mod xbzrle;
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
@@ -34,6 +36,7 @@ use crate::wire::{self, limit, ram_flag};
 pub use block::RamBlock;
 pub use index::{BlockPages, Chain, PageRun, PageSource, RunContent};
 pub use record::{PageRecord, RecordContent};
+pub use stretch::{PageTaker, Stretch};
 
 use block::{BlockList, RamLayout};
 use index::IndexBuilder;
@@ -63,7 +66,7 @@ pub struct Ram<'a> {
     input: &'a [u8],
     sources: Sources<'a>,
     page_size: TargetPageSize,
-    list: BlockList,
+    list: Arc<BlockList>,
     pages: Vec<BlockPages<'a>>,
     pages_per_pass: Vec<u64>,
     pass_count: u64,
@@ -77,6 +80,24 @@ pub struct Ram<'a> {
 }
 
 impl<'a> Ram<'a> {
+    /// RAM of which nothing is known but an index.
+    fn with_index(list: Arc<BlockList>, page_size: TargetPageSize, pages: Vec<BlockPages<'a>>) -> Self {
+        Self {
+            input: &[],
+            sources: Sources::new(&[]),
+            page_size,
+            list,
+            pages,
+            pages_per_pass: Vec::new(),
+            pass_count: 0,
+            has_flushes: false,
+            has_mr_addr: false,
+            is_tolerant: false,
+            first_record: StreamOffset::default(),
+            resumed: Vec::new(),
+        }
+    }
+
     /// The size of a target page.
     pub fn page_size(&self) -> TargetPageSize {
         self.page_size
@@ -158,13 +179,14 @@ impl<'a> Ram<'a> {
     ///
     /// # Errors
     /// If the page is compressed or of XBZRLE records, and what the stream has
-    /// for it cannot be decoded.
+    /// for it cannot be decoded; [`ErrorKind::GoneBy`] if the stream went by.
     pub fn page(&self, id: BlockId, offset: BlockOffset) -> Result<Page<'a>> {
         let source = self.pages(id).map_or(PageSource::Absent, |pages| pages.source(offset));
         Ok(match source {
             PageSource::Absent => Page::Absent,
             PageSource::Fill(byte) => Page::Fill(byte),
             PageSource::Data(at) => self.data(at).map_or(Page::Absent, |data| Page::Data(data.into())),
+            PageSource::Image => return Err(page::gone_by()),
             PageSource::Compressed(_) | PageSource::Xbzrle(_) => {
                 Page::Data(PageReader::new(self).read(&source)?.to_vec().into())
             }
@@ -266,7 +288,7 @@ impl<'a> Ram<'a> {
 /// Reads the bodies of the `ram` section as the walk meets them.
 pub(crate) struct RamReader<'a, 'p> {
     input: &'a [u8],
-    list: Option<BlockList>,
+    list: Option<Arc<BlockList>>,
     first_record: StreamOffset,
     state: RecordState,
     /// The page size that records have been indexed with.
@@ -280,6 +302,16 @@ pub(crate) struct RamReader<'a, 'p> {
     last: Option<PageRecord>,
     /// Where a salvage went on behind a gap, and with which block.
     resumed: Vec<(StreamOffset, Option<BlockId>)>,
+    gone_by: Option<GoneBy>,
+}
+
+/// What came before the present stretch, if the stream goes by.
+#[derive(Default)]
+struct GoneBy {
+    /// The index of each block.
+    earlier: Vec<IndexBuilder>,
+    /// Records before the first that tells the page size.
+    waiting: Vec<PageRecord>,
 }
 
 /// Counts passes: each begins where the order of pages starts over.
@@ -337,22 +369,17 @@ impl<'a, 'p> RamReader<'a, 'p> {
             progress,
             last: None,
             resumed: Vec::new(),
+            gone_by: None,
         }
+    }
+
+    /// Hears that the stream goes by.
+    pub(crate) fn let_go_by(&mut self) {
+        self.gone_by = Some(GoneBy::default());
     }
 
     pub(crate) fn has_started(&self) -> bool {
         self.list.is_some()
-    }
-
-    /// Reads the START body: block list, then records like any other body.
-    pub(crate) fn read_start(
-        &mut self,
-        cursor: &mut Cursor<'a>,
-        version_id: u32,
-        layout: RamLayout,
-    ) -> Result<()> {
-        self.read_list(cursor, version_id, layout)?;
-        self.read_records(cursor)
     }
 
     /// Reads the block list.
@@ -377,11 +404,19 @@ impl<'a, 'p> RamReader<'a, 'p> {
                 ErrorKind::Malformed { what: "start of the ram section", met, expected },
             ));
         }
+        if layout.mapped_ram && self.gone_by.is_some() {
+            let what = "with mapped-ram pages have fixed places in the file";
+            return Err(Error::at(at, ErrorKind::GoneBy { what }));
+        }
         let list = BlockList::parse(cursor, word & !ram_flag::MASK_256, layout)?;
         self.settle_mapped(at, &list)?;
         self.has_mr_addr = layout.mr_addr;
-        self.builders = list.blocks.iter().map(|_| IndexBuilder::default()).collect();
-        self.list = Some(list);
+        let builders = || list.blocks.iter().map(|_| IndexBuilder::default()).collect();
+        self.builders = builders();
+        if let Some(gone_by) = &mut self.gone_by {
+            gone_by.earlier = builders();
+        }
+        self.list = Some(Arc::new(list));
         self.first_record = cursor.offset();
         Ok(())
     }
@@ -403,14 +438,15 @@ impl<'a, 'p> RamReader<'a, 'p> {
     /// Reads page records up to the end of a body, and indexes them. On an
     /// error the cursor stands where the bad record begins, and all before it
     /// are indexed.
-    pub(crate) fn read_records(&mut self, cursor: &mut Cursor<'a>) -> Result<()> {
-        let Some(list) = &self.list else { return Ok(()) };
-        let mut records = PageRecords::new(*cursor, list, self.state);
+    pub(crate) fn read_records(&mut self, cursor: &mut Cursor<'_>) -> Result<()> {
+        let Some(list) = self.list.clone() else { return Ok(()) };
+        let mut records = PageRecords::new(*cursor, &list, self.state);
         let mut until_report = RECORDS_PER_REPORT;
         while let Some(record) = records.next() {
             let record = match record {
                 Ok(record) => record,
                 Err(error) => {
+                    self.has_flushes |= records.flush_count() > 0;
                     self.state = records.state();
                     *cursor = records.cursor();
                     return Err(error);
@@ -421,11 +457,8 @@ impl<'a, 'p> RamReader<'a, 'p> {
                 return Err(Error::at(record.payload, ErrorKind::RamFlags { flags: 0, why }));
             }
             self.last = Some(record);
-            let page_size = records.page_size();
-            let page = page_size.page_of(record.offset);
-            self.passes.note(&record, page);
-            if let Some(builder) = self.builders.get_mut(record.block.0) {
-                builder.push(page, record.content, record.payload, page_size);
+            if self.gone_by.is_none() || self.has_page_size(&record, records.state()) {
+                self.note(&record, records.page_size());
             }
             until_report -= 1;
             if until_report == 0 {
@@ -440,6 +473,81 @@ impl<'a, 'p> RamReader<'a, 'p> {
         Ok(())
     }
 
+    /// Indexes a record.
+    #[inline]
+    fn note(&mut self, record: &PageRecord, page_size: TargetPageSize) {
+        let page = page_size.page_of(record.offset);
+        self.passes.note(record, page);
+        if let Some(builder) = self.builders.get_mut(record.block.0) {
+            builder.push(page, record.content, record.payload, page_size);
+        }
+    }
+
+    /// Whether a record of a stream that goes by can be indexed. If not it
+    /// waits, and is indexed before the first that can: there is no walking
+    /// again with a page size that shows late.
+    fn has_page_size(&mut self, record: &PageRecord, state: RecordState) -> bool {
+        let Some(gone_by) = &mut self.gone_by else { return true };
+        let is_unknown = matches!(state.certainty, Certainty::Unknown { .. });
+        if is_unknown && gone_by.waiting.len() < limit::WAITING_RECORDS {
+            gone_by.waiting.push(*record);
+            return false;
+        }
+        if !gone_by.waiting.is_empty() {
+            self.index_waiting(state.page_size);
+        }
+        true
+    }
+
+    fn index_waiting(&mut self, page_size: TargetPageSize) {
+        let Some(gone_by) = &mut self.gone_by else { return };
+        let waiting = std::mem::take(&mut gone_by.waiting);
+        self.indexed_size = page_size;
+        waiting.iter().for_each(|record| self.note(record, page_size));
+    }
+
+    /// Hands the pages of a stretch on, whose bytes begin at `start` of a
+    /// stream that goes by.
+    pub(crate) fn hand_on(
+        &mut self,
+        stretch: &[u8],
+        start: StreamOffset,
+        taker: &mut dyn PageTaker,
+    ) -> Result<()> {
+        let (Some(list), Some(gone_by)) = (&self.list, &mut self.gone_by) else { return Ok(()) };
+        if self.builders.iter().all(IndexBuilder::is_empty) {
+            return Ok(());
+        }
+        let page_size = self.state.page_size;
+        let stretches = self.builders.iter_mut().zip(&mut gone_by.earlier);
+        let pages =
+            stretches.map(|(builder, earlier)| std::mem::take(builder).finish_stretch(earlier, page_size));
+        let ram = Ram {
+            sources: Sources::from_stretch(stretch, start),
+            ..Ram::with_index(Arc::clone(list), page_size, pages.collect())
+        };
+        taker.take(&Stretch { ram: &ram, earlier: &gone_by.earlier })?;
+        for (earlier, pages) in gone_by.earlier.iter_mut().zip(&ram.pages) {
+            earlier.append(pages);
+        }
+        Ok(())
+    }
+
+    /// Hears that no more records will come.
+    pub(crate) fn end_records(&mut self) {
+        if self.gone_by.as_ref().is_some_and(|gone_by| !gone_by.waiting.is_empty()) {
+            self.index_waiting(self.state.page_size);
+        }
+    }
+
+    /// Tells the taker which blocks there are.
+    pub(crate) fn announce(&self, taker: &mut dyn PageTaker) -> Result<()> {
+        let Some(list) = &self.list else { return Ok(()) };
+        let page_size = self.state.page_size;
+        let pages = list.blocks.iter().map(|_| IndexBuilder::default().finish(page_size));
+        taker.begin(&Ram::with_index(Arc::clone(list), page_size, pages.collect()))
+    }
+
     /// The page size that the walk has found out too late: records were
     /// indexed with another one before, and the walk must be done again.
     pub(crate) fn late_page_size(&self) -> Option<TargetPageSize> {
@@ -450,24 +558,25 @@ impl<'a, 'p> RamReader<'a, 'p> {
     pub(crate) fn finish(self) -> Option<Ram<'a>> {
         let page_size = self.state.page_size;
         let list = self.list?;
-        let pages = if list.mapped.is_empty() {
-            self.builders.into_iter().map(|builder| builder.finish(page_size)).collect()
-        } else {
-            mapped_pages(self.input, &list, page_size)
+        let pages = match self.gone_by {
+            Some(gone_by) => {
+                gone_by.earlier.into_iter().map(|index| index.finish(page_size).gone_by()).collect()
+            }
+            None if list.mapped.is_empty() => {
+                self.builders.into_iter().map(|builder| builder.finish(page_size)).collect()
+            }
+            None => mapped_pages(self.input, &list, page_size),
         };
         Some(Ram {
             input: self.input,
             sources: Sources::new(self.input),
-            page_size,
-            list,
-            pages,
             pages_per_pass: self.passes.pages,
             pass_count: self.passes.count,
             has_flushes: self.has_flushes,
             has_mr_addr: self.has_mr_addr,
-            is_tolerant: false,
             first_record: self.first_record,
             resumed: self.resumed,
+            ..Ram::with_index(list, page_size, pages)
         })
     }
 }

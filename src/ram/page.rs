@@ -119,9 +119,25 @@ impl<'r, 'a> PageReader<'r, 'a> {
                 // Half a page is none, and what was here before is another.
                 self.inflater.inflate(cursor, &mut self.page).inspect_err(|_| self.page.fill(0))?;
             }
-            PageSource::Xbzrle(chain) => self.apply(chain)?,
+            PageSource::Xbzrle(chain) => {
+                self.decode(&chain.base())?;
+                self.apply(chain)?;
+            }
+            PageSource::Image => return Err(gone_by()),
         }
         Ok(())
+    }
+
+    /// The bytes of a page whose chain builds on what is in its image, which
+    /// `load` reads.
+    pub(crate) fn read_onto_image(
+        &mut self,
+        chain: &Chain<'_>,
+        load: impl FnOnce(&mut [u8]) -> Result<()>,
+    ) -> Result<&[u8]> {
+        load(&mut self.page)?;
+        self.apply(chain)?;
+        Ok(&self.page)
     }
 
     /// The page that was read last.
@@ -129,14 +145,19 @@ impl<'r, 'a> PageReader<'r, 'a> {
         &self.page
     }
 
+    /// Lays a chain's deltas over the page.
     fn apply(&mut self, chain: &Chain<'_>) -> Result<()> {
-        self.decode(&chain.base())?;
         for at in chain.deltas() {
             let bytes = self.ram.sources().from(at).ok_or_else(|| gone(at))?;
             xbzrle::apply(Cursor::new(bytes, at), &mut self.page, self.ram.page_size())?;
         }
         Ok(())
     }
+}
+
+/// The failure of reading a page of a stream that went by.
+pub(crate) fn gone_by() -> Error {
+    Error::new(ErrorKind::GoneBy { what: "pages are in the images that were written meanwhile" })
 }
 
 /// The index holds only places that were there.

@@ -15,12 +15,19 @@ const SOURCES: usize = 1 << (63 - OFFSET_BITS);
 #[derive(Clone, Debug)]
 pub(crate) struct Sources<'a> {
     stream: &'a [u8],
+    /// Where in the stream these bytes begin.
+    start: u64,
     others: Vec<&'a [u8]>,
 }
 
 impl<'a> Sources<'a> {
     pub(crate) fn new(stream: &'a [u8]) -> Self {
-        Self { stream, others: Vec::new() }
+        Self::from_stretch(stream, StreamOffset(0))
+    }
+
+    /// Only a stretch of the stream, which begins at `start`.
+    pub(crate) fn from_stretch(stream: &'a [u8], start: StreamOffset) -> Self {
+        Self { stream, start: start.0, others: Vec::new() }
     }
 
     /// Adds a source. Gives the place of its first byte; `None` if it is too
@@ -36,18 +43,26 @@ impl<'a> Sources<'a> {
     /// The bytes of a source from a place on.
     #[inline]
     pub(crate) fn from(&self, at: StreamOffset) -> Option<&'a [u8]> {
-        let offset = index(at.0 & ((1 << OFFSET_BITS) - 1))?;
-        let source = match index(at.0 >> OFFSET_BITS)? {
-            0 => self.stream,
-            nth => self.others.get(nth - 1)?,
+        let offset = at.0 & ((1 << OFFSET_BITS) - 1);
+        let (source, start) = match index(at.0 >> OFFSET_BITS)? {
+            0 => (self.stream, self.start),
+            nth => (*self.others.get(nth - 1)?, 0),
         };
-        source.get(offset..)
+        source.get(index(offset.checked_sub(start)?)?..)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stretch_has_no_bytes_before_its_own() {
+        let sources = Sources::from_stretch(b"stretch", StreamOffset(100));
+        assert_eq!(sources.from(StreamOffset(103)), Some(b"etch".as_slice()));
+        assert_eq!(sources.from(StreamOffset(99)), None);
+        assert_eq!(sources.from(StreamOffset(108)), None);
+    }
 
     #[test]
     fn a_place_leads_to_its_source() {

@@ -72,20 +72,20 @@ pub(crate) fn at_end(input: &[u8]) -> Option<Located<'_>> {
 /// At most a few are given, and the texts read for them add up to no more
 /// than twice what is left of the input.
 pub(crate) fn candidates<'a>(
-    input: &'a [u8],
-    from: StreamOffset,
+    from: Cursor<'a>,
     is_first: impl Fn(&VmDesc) -> bool,
 ) -> impl Iterator<Item = Located<'a>> {
-    let start = crate::units::index(from.0).unwrap_or(input.len()).min(input.len());
-    let behind = input.get(start..).unwrap_or_default();
+    let behind = from.rest();
     let mut budget = behind.len().saturating_mul(2);
     memmem::find_iter(behind, &[record::QEMU_VM_EOF, record::QEMU_VM_VMDESCRIPTION])
-        .map(move |found| start + found)
         .filter(move |eof| {
-            let len = text_at(input, *eof).map_or(usize::MAX, <[u8]>::len);
+            let len = text_at(behind, *eof).map_or(usize::MAX, <[u8]>::len);
             budget.checked_sub(len).map(|left| budget = left).is_some()
         })
-        .filter_map(|eof| read_at(input, eof))
+        .filter_map(move |eof| {
+            let located = read_at(behind, eof)?;
+            Some(Located { eof: from.offset().checked_add(located.eof.0)?, ..located })
+        })
         .filter(move |located| is_first(&located.desc))
         .take(limit::VMDESC_CANDIDATES)
 }

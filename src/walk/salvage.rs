@@ -315,8 +315,9 @@ impl<'a, 'p> Salvage<'a, 'p> {
         if !self.walk.has_searched {
             self.walk.has_searched = true;
             let tail = self.walk.tail.take().filter(|tail| tail.eof > from);
-            let all = || locate::candidates(self.walk.input, from, |desc| !desc.devices.is_empty());
-            self.walk.located = all()
+            let behind = self.cursor(from).unwrap_or(self.walk.cursor);
+            let mut all = locate::candidates(behind, |desc| !desc.devices.is_empty());
+            self.walk.located = all
                 .find(|located| self.is_preceded(from, located))
                 .or_else(|| tail.filter(|located| self.is_preceded(from, located)));
         }

@@ -1,0 +1,274 @@
+//! A stream that comes from a reader and goes by: a pipe, a decompressor.
+//!
+//! ```text
+//!  reader ──► chunk ──► chunk ──► window: bytes that are not done with
+//!  (a thread of its own)             │
+//!                                    └─► kept: copies of what is no page
+//! ```
+//!
+//! A thread reads ahead, a chunk at a time; there are never more than three.
+//! The window is the last chunk with what was left of the one before. Pages go
+//! from the window to their images, and the window moves on; all the rest of a
+//! stream is small, and copied to where it can stay.
+
+use std::io::{self, Read};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+
+use elsa::FrozenVec;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::{StreamOffset, index};
+use crate::wire::limit;
+
+/// Bytes that are read at a time, if nothing else is wanted.
+const CHUNK_LEN: usize = 8 << 20;
+
+/// Room before a chunk's bytes for what is left of the chunk before: more
+/// than the longest page record.
+const HEADROOM: usize = 128 << 10;
+
+/// A stream that comes out of a reader.
+pub struct Incoming {
+    name: PathBuf,
+    reader: Box<dyn Read + Send>,
+    chunk_len: usize,
+}
+
+impl Incoming {
+    /// A stream that comes out of `reader`, which is called `name` in messages.
+    pub fn new(name: impl Into<PathBuf>, reader: impl Read + Send + 'static) -> Self {
+        Self { name: name.into(), reader: Box::new(reader), chunk_len: CHUNK_LEN }
+    }
+
+    /// Has `len` bytes read at a time; 8 MiB if nothing is said. There are up
+    /// to three times as many in memory, and threads share the pages of one.
+    #[must_use]
+    pub fn with_chunk_len(mut self, len: usize) -> Self {
+        self.chunk_len = len.max(1);
+        self
+    }
+}
+
+/// What is kept of a stream that goes by: the bodies of its devices, its
+/// description, all but the pages.
+#[derive(Default)]
+pub struct Kept(FrozenVec<Vec<u8>>);
+
+impl Kept {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub(crate) fn keep(&self, bytes: Vec<u8>) -> &[u8] {
+        self.0.push_get(bytes)
+    }
+}
+
+/// The parts of a stream that can be gone back to: all of it, or what was kept.
+#[derive(Clone, Default, Debug)]
+pub(crate) struct Parts<'a>(Vec<(StreamOffset, &'a [u8])>);
+
+impl<'a> Parts<'a> {
+    /// All of a stream.
+    pub(crate) fn whole(bytes: &'a [u8]) -> Self {
+        Self(vec![(StreamOffset(0), bytes)])
+    }
+
+    /// Adds a part, which begins at `at`: not before the last.
+    pub(crate) fn add(&mut self, at: StreamOffset, bytes: &'a [u8]) {
+        self.0.push((at, bytes));
+    }
+
+    /// Where the last part ends.
+    pub(crate) fn end(&self) -> StreamOffset {
+        self.0.last().map_or(StreamOffset(0), |(at, bytes)| StreamOffset(at.0 + bytes.len() as u64))
+    }
+
+    /// The bytes of a range, if all of them are there.
+    pub(crate) fn get(&self, range: Range<StreamOffset>) -> Option<&'a [u8]> {
+        let behind = self.0.partition_point(|(at, _)| *at <= range.start);
+        let (at, bytes) = self.0.get(behind.checked_sub(1)?)?;
+        bytes.get(index(range.start.0 - at.0)?..index(range.end.0.checked_sub(at.0)?)?)
+    }
+}
+
+/// The bytes of a stream that goes by, as far as they are not done with.
+pub(crate) struct Feed {
+    name: PathBuf,
+    chunks: Receiver<io::Result<Vec<u8>>>,
+    spare: Sender<Vec<u8>>,
+    window: Vec<u8>,
+    /// Where in the window the bytes begin that are not done with, and where
+    /// in the stream that is.
+    start: usize,
+    at: StreamOffset,
+    kept_len: u64,
+}
+
+impl Feed {
+    /// Begins to read.
+    ///
+    /// The thread that reads ends with the reader, or when nobody listens any
+    /// more; one that waits for a pipe is left behind.
+    pub(crate) fn new(Incoming { name, reader, chunk_len }: Incoming) -> Self {
+        let (chunk_sender, chunks) = sync_channel(1);
+        let (spare, spares) = channel();
+        std::thread::spawn(move || read_chunks(reader, chunk_len as u64, &chunk_sender, &spares));
+        Self { name, chunks, spare, window: Vec::new(), start: 0, at: StreamOffset(0), kept_len: 0 }
+    }
+
+    /// Where the window begins.
+    pub(crate) fn start(&self) -> StreamOffset {
+        self.at
+    }
+
+    /// The window: all bytes that were read and are not done with.
+    pub(crate) fn window(&self) -> &[u8] {
+        self.window.get(self.start..).unwrap_or_default()
+    }
+
+    /// The bytes of the window from `at` on.
+    pub(crate) fn from(&self, at: StreamOffset) -> &[u8] {
+        let skipped = at.0.checked_sub(self.at.0).and_then(index);
+        skipped.and_then(|skipped| self.window().get(skipped..)).unwrap_or_default()
+    }
+
+    /// Lets go of what stands before `at`, and reads on. False at the end.
+    ///
+    /// # Errors
+    /// What the reader says.
+    pub(crate) fn more(&mut self, at: StreamOffset) -> Result<bool> {
+        let done = at.0.checked_sub(self.at.0).and_then(index).unwrap_or(0);
+        self.start = (self.start + done).min(self.window.len());
+        self.at = at;
+        let Ok(chunk) = self.chunks.recv() else { return Ok(false) };
+        let mut chunk = chunk.map_err(|source| Error::io(&self.name, source))?;
+        let left = self.window.get(self.start..).unwrap_or_default();
+        let used = match HEADROOM.checked_sub(left.len()) {
+            Some(start) => {
+                if let Some(room) = chunk.get_mut(start..HEADROOM) {
+                    room.copy_from_slice(left);
+                }
+                self.start = start;
+                std::mem::replace(&mut self.window, chunk)
+            }
+            None => {
+                self.window.drain(..self.start);
+                self.window.extend_from_slice(chunk.get(HEADROOM..).unwrap_or_default());
+                self.start = 0;
+                chunk
+            }
+        };
+        // Nobody may want it any more.
+        let _ = self.spare.send(used);
+        Ok(true)
+    }
+
+    /// A copy of `len` bytes from `at` on, which is in the window; less if the
+    /// window has less.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Limit`] if it is too much with all that was kept before.
+    pub(crate) fn copy(&mut self, at: StreamOffset, len: usize) -> Result<Vec<u8>> {
+        let bytes = self.from(at);
+        let copy = bytes.get(..len).unwrap_or(bytes).to_vec();
+        self.kept_len += copy.len() as u64;
+        if self.kept_len > limit::KEPT_LEN {
+            let what = "bytes besides RAM pages, of a stream that is read as it goes by";
+            let kind = ErrorKind::Limit { what, met: self.kept_len, bound: limit::KEPT_LEN };
+            return Err(Error::at(at, kind));
+        }
+        Ok(copy)
+    }
+
+    /// Reads what is left to the end, and drops it. Gives how many bytes it
+    /// is, and whether all of them are zero.
+    pub(crate) fn drain(&mut self) -> Result<(u64, bool)> {
+        let mut len = 0;
+        let mut is_zero = true;
+        let mut end = StreamOffset(self.at.0 + self.window().len() as u64);
+        while self.more(end)? {
+            len += self.window().len() as u64;
+            is_zero &= self.window().iter().all(|byte| *byte == 0);
+            end = StreamOffset(self.at.0 + self.window().len() as u64);
+        }
+        Ok((len, is_zero))
+    }
+}
+
+fn read_chunks(
+    mut reader: impl Read,
+    len: u64,
+    chunks: &SyncSender<io::Result<Vec<u8>>>,
+    spares: &Receiver<Vec<u8>>,
+) {
+    loop {
+        let mut chunk = spares.try_recv().unwrap_or_default();
+        chunk.resize(HEADROOM, 0);
+        let read = (&mut reader).take(len).read_to_end(&mut chunk);
+        // What came before a failure counts.
+        let is_over = !matches!(read, Ok(len) if len > 0);
+        if chunk.len() > HEADROOM && chunks.send(Ok(chunk)).is_err() {
+            return;
+        }
+        if let Err(error) = read {
+            let _ = chunks.send(Err(error));
+        }
+        if is_over {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(len: usize) -> Vec<u8> {
+        (0..len as u64).flat_map(|at| (at * 0x9e37).to_le_bytes()).take(len).collect()
+    }
+
+    #[test]
+    fn the_window_moves_over_all_bytes() {
+        let all = bytes(3 * CHUNK_LEN + 777);
+        let mut feed = Feed::new(Incoming::new("test", io::Cursor::new(all.clone())));
+        let mut at = 0;
+        // Steps that leave little, nothing, and more than there is room for.
+        for step in [1000, 5_000_000, 100_000].into_iter().cycle() {
+            while feed.from(StreamOffset(at)).len() < step && feed.more(StreamOffset(at)).unwrap() {}
+            let seen = feed.from(StreamOffset(at));
+            let len = seen.len().min(step);
+            assert!(seen[..len] == all[at as usize..at as usize + len], "at {at}");
+            at += len as u64;
+            if len < step {
+                break;
+            }
+        }
+        assert_eq!(at, all.len() as u64);
+    }
+
+    #[test]
+    fn a_failure_comes_behind_the_bytes_before_it() {
+        struct Broken;
+        impl Read for Broken {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                Err(io::Error::other("broken"))
+            }
+        }
+        let mut feed = Feed::new(Incoming::new("pipe", io::Cursor::new(b"head").chain(Broken)));
+        assert!(feed.more(StreamOffset(0)).unwrap());
+        assert_eq!(feed.window(), b"head");
+        let error = feed.more(StreamOffset(4)).unwrap_err();
+        assert!(error.to_string().contains("pipe"), "{error}");
+    }
+
+    #[test]
+    fn what_is_drained_is_counted() {
+        let mut feed = Feed::new(Incoming::new("test", io::Cursor::new(vec![0; CHUNK_LEN + 5])));
+        feed.more(StreamOffset(0)).unwrap();
+        assert_eq!(feed.drain().unwrap(), (5, true));
+    }
+}
