@@ -20,6 +20,7 @@ use ramlift::{
     Stream, WINDOW_LEN, image_len, scatter,
 };
 use support::cli::Workplace;
+use support::going_by::check_going_by;
 use support::naive::{Content, Naive};
 use support::synth::{Block, Records, Synth, noise};
 
@@ -45,6 +46,9 @@ fn check(bytes: &[u8], page_size: usize) {
     }
     check_records(bytes, &stream, &naive, page_size);
     check_images(ram, &naive, page_size);
+    for chunk_len in [page_size / 3, 20_000] {
+        check_going_by(bytes, chunk_len);
+    }
 }
 
 /// Random access, page by page and by runs.
@@ -101,6 +105,7 @@ fn check_runs(
                     let Page::Data(data) = ram.page(id, run.offset).unwrap() else { panic!("{run:?}") };
                     Content::Data(data.into_owned())
                 }
+                RunContent::Image => panic!("{run:?} of a stream that is here"),
             };
             (run.offset.0 + nth * size, content)
         }));

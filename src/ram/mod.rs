@@ -312,6 +312,7 @@ struct GoneBy {
     earlier: Vec<IndexBuilder>,
     /// Records before the first that tells the page size.
     waiting: Vec<PageRecord>,
+    has_page_size: bool,
 }
 
 /// Counts passes: each begins where the order of pages starts over.
@@ -376,6 +377,12 @@ impl<'a, 'p> RamReader<'a, 'p> {
     /// Hears that the stream goes by.
     pub(crate) fn let_go_by(&mut self) {
         self.gone_by = Some(GoneBy::default());
+        self.state.has_more = true;
+    }
+
+    /// Hears that what is there now is all there is.
+    pub(crate) fn end_input(&mut self) {
+        self.state.has_more = false;
     }
 
     pub(crate) fn has_started(&self) -> bool {
@@ -493,7 +500,7 @@ impl<'a, 'p> RamReader<'a, 'p> {
             gone_by.waiting.push(*record);
             return false;
         }
-        if !gone_by.waiting.is_empty() {
+        if !std::mem::replace(&mut gone_by.has_page_size, true) {
             self.index_waiting(state.page_size);
         }
         true
@@ -535,7 +542,7 @@ impl<'a, 'p> RamReader<'a, 'p> {
 
     /// Hears that no more records will come.
     pub(crate) fn end_records(&mut self) {
-        if self.gone_by.as_ref().is_some_and(|gone_by| !gone_by.waiting.is_empty()) {
+        if self.gone_by.as_ref().is_some_and(|gone_by| !gone_by.has_page_size) {
             self.index_waiting(self.state.page_size);
         }
     }

@@ -63,7 +63,12 @@ pub(crate) struct RecordState {
     pub(crate) certainty: Certainty,
     /// The block of the last record that named one: CONTINUE's.
     pub(crate) current: Option<BlockId>,
+    /// Whether the bytes end before the stream does: more can be had.
+    pub(crate) has_more: bool,
 }
+
+/// Bytes behind a record that show the page size: a few of the longest records.
+const LOOK_AHEAD: u64 = 512 << 10;
 
 /// How well the target page size is known.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,7 +85,7 @@ pub(crate) enum Certainty {
 
 impl RecordState {
     pub(crate) fn new(page_size: TargetPageSize, certainty: Certainty) -> Self {
-        Self { page_size, certainty, current: None }
+        Self { page_size, certainty, current: None, has_more: false }
     }
 
     /// The largest size up to the present one that divides all `offsets`.
@@ -223,6 +228,10 @@ impl<'a, 's> PageRecords<'a, 's> {
             Certainty::Unknown { offsets } => offsets | word & !self.mask,
             _ => 0,
         };
+        if self.state.has_more && self.cursor.remaining() < LOOK_AHEAD {
+            let available = self.cursor.remaining();
+            return Err(Error::at(at, ErrorKind::Truncated { needed: LOOK_AHEAD, available }));
+        }
         let hint = self.state.fitting(seen);
         let found = match content {
             RecordContent::Data => infer_page_size(self.cursor, block, self.list, hint),

@@ -50,6 +50,8 @@ pub(crate) struct GoingBy<'a, 'p> {
     taker: &'p mut dyn PageTaker,
     /// Whether all that is left was kept.
     is_whole: bool,
+    /// Whether the reader has no more.
+    is_over: bool,
 }
 
 impl<'a> GoingBy<'a, '_> {
@@ -104,7 +106,8 @@ impl<'a, 'p> Walk<'a, 'p> {
         taker: &'p mut dyn PageTaker,
     ) -> Result<Self> {
         let feed = Feed::new(incoming);
-        let mut going_by = GoingBy { feed, kept, parts: Parts::default(), taker, is_whole: false };
+        let mut going_by =
+            GoingBy { feed, kept, parts: Parts::default(), taker, is_whole: false, is_over: false };
         let mut no_ram = RamReader::new(&[], PageSizeHint::Unknown, progress);
         let head = going_by.keep(&mut no_ram, StreamOffset(0), CONFIGURATION_LEN)?;
         let mut walk = Self::from_head(&[], head, None, progress)?;
@@ -253,7 +256,12 @@ impl<'a, 'p> Walk<'a, 'p> {
             match read {
                 Err(error) if matches!(error.kind(), ErrorKind::Truncated { .. }) => {
                     if !going_by.more(&mut self.ram, at)? {
-                        return Err(error);
+                        if going_by.is_over {
+                            return Err(error);
+                        }
+                        // What was too short to show the page size is all.
+                        going_by.is_over = true;
+                        self.ram.end_input();
                     }
                 }
                 read => return read,

@@ -16,5 +16,6 @@
 pub mod channel;
 pub mod cli;
 pub mod fixtures;
+pub mod going_by;
 pub mod naive;
 pub mod synth;

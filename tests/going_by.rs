@@ -1,0 +1,149 @@
+//! Streams that go by: what comes out is what comes of one that can be gone
+//! back to.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a helper of tests fails by panicking, as they do"
+)]
+
+mod support;
+
+use std::io::{self, Cursor, Read};
+
+use ramlift::{ErrorKind, Incoming, Kept, Progress, Stream};
+use support::fixtures::{read_json, unpack};
+use support::going_by::{Images, check_going_by};
+use support::synth::{Block, Records, Synth, noise};
+
+const KIB_4: usize = 4096;
+
+fn page(seed: u64) -> Vec<u8> {
+    noise(seed, KIB_4)
+}
+
+/// Reads a stream as it goes by, and gives how that failed.
+#[track_caller]
+fn failure(incoming: Incoming) -> ramlift::Error {
+    let (kept, mut images) = (Kept::new(), Images::new());
+    Stream::read_once(incoming, &kept, &Progress::new(), &mut images).expect_err("it is refused")
+}
+
+fn by_chunks(bytes: &[u8], len: usize) -> Incoming {
+    Incoming::new("pipe", Cursor::new(bytes.to_vec())).with_chunk_len(len)
+}
+
+#[test]
+fn real_streams_are_the_same_as_they_go_by() {
+    let manifest = read_json("manifest.json");
+    let mut checked = 0;
+    for name in manifest.as_object().unwrap().keys() {
+        let bytes = unpack(name);
+        let is_mapped = |stream: &Stream<'_>| {
+            stream.configuration().is_some_and(|configuration| configuration.has_capability("mapped-ram"))
+        };
+        if Stream::parse(&bytes).is_ok_and(|stream| !is_mapped(&stream)) {
+            println!("{name}");
+            let stretches = check_going_by(&bytes, 150_000);
+            assert!(stretches > 1 || bytes.len() < 500_000, "{name} is one stretch");
+            check_going_by(&bytes, 8 << 20);
+            checked += 1;
+        }
+    }
+    assert!(checked > 40, "only {checked} streams");
+}
+
+#[test]
+fn what_needs_going_back_is_refused() {
+    let error = failure(by_chunks(&unpack("pc-11.1-mapped-ram"), 1 << 20));
+    assert!(matches!(error.kind(), ErrorKind::GoneBy { .. }), "{error}");
+    assert!(error.hint().is_some());
+}
+
+#[test]
+fn pages_that_become_zero_are_zeroed_and_neighbours_stay() {
+    let blocks = [Block::new("main.ram", 64 * KIB_4 as u64)];
+    let mut first = Records::new();
+    for nth in 0..64 {
+        first = first.data("main.ram", nth * KIB_4 as u64, &page(nth));
+    }
+    // Zero by a fill, by data, and twice; between them is what came before.
+    let second = Records::new()
+        .fill("main.ram", 0x3000, 0)
+        .data("main.ram", 0x5000, &[0; KIB_4])
+        .data("main.ram", 0x8000, &page(100))
+        .fill("main.ram", 0x9000, 7)
+        .fill("main.ram", 0x9000, 0)
+        .fill("main.ram", 0xa000, 9);
+    let stream = Synth::machine()
+        .target_page_bits(12)
+        .ram_start(&blocks)
+        .ram_part(first)
+        .ram_end(second)
+        .finish_undescribed();
+    assert!(check_going_by(&stream, 10_000) > 20);
+}
+
+#[test]
+fn a_device_before_ram_is_found_by_its_footer() {
+    let stream = Synth::machine()
+        .undescribed(9, "early", 0, &noise(5, 30_000))
+        .ram(&[Block::new("main.ram", 0x4000)], Records::new().data("main.ram", 0, &page(1)))
+        .finish_undescribed();
+    check_going_by(&stream, 2_000);
+}
+
+#[test]
+fn what_stands_behind_a_stream_is_counted() {
+    let whole = unpack("pc-10.0-paused");
+    check_going_by(&[whole.clone(), vec![0; 20 << 20]].concat(), 1 << 20);
+    check_going_by(&[whole.clone(), noise(3, 20 << 20)].concat(), 1 << 20);
+    // The remains of an older save.
+    check_going_by(&[whole.as_slice(), &whole[whole.len() / 3..]].concat(), 1 << 20);
+}
+
+#[test]
+fn a_stream_cut_anywhere_is_an_error() {
+    let whole = unpack("pc-7.2-live");
+    for nth in 1..40 {
+        let cut = whole.len() * nth / 40;
+        let error = failure(by_chunks(&whole[..cut], 100_000));
+        assert!(matches!(error.kind(), ErrorKind::Truncated { .. }), "cut at {cut}: {error}");
+        assert!(error.offset().is_some_and(|at| at.0 <= cut as u64));
+    }
+}
+
+#[test]
+fn a_reader_that_fails_is_an_error_with_its_name() {
+    struct Broken;
+    impl Read for Broken {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::Error::other("the line is down"))
+        }
+    }
+    let whole = unpack("pc-7.2-live");
+    let head = Cursor::new(whole[..whole.len() / 2].to_vec());
+    let error = failure(Incoming::new("a pipe", head.chain(Broken)));
+    assert!(matches!(error.kind(), ErrorKind::Io { .. }), "{error}");
+    assert!(error.to_string().contains("a pipe"));
+}
+
+#[test]
+fn a_page_size_that_shows_late_counts_from_the_first_page() {
+    // Pages of 16 KiB, and nothing says so before the first of data.
+    let len = 16 << 10;
+    let mut records = Records::new();
+    for nth in 0..200 {
+        records = records.fill("main.ram", nth * len as u64, 0);
+    }
+    records = records.data("main.ram", 200 * len as u64, &noise(1, len));
+    for nth in 201..210 {
+        records = records.data("main.ram", nth * len as u64, &noise(nth, len));
+    }
+    let blocks = [Block::new("main.ram", 256 * len as u64)];
+    let stream = Synth::machine().ram(&blocks, records).finish_undescribed();
+    assert_eq!(Stream::parse(&stream).unwrap().ram().unwrap().page_size().bytes(), len as u64);
+    check_going_by(&stream, 500);
+}
