@@ -195,6 +195,11 @@ impl Error {
         )
     }
 
+    /// Whether it is a failure of the system on the file `path`.
+    pub fn is_of_file(&self, path: &std::path::Path) -> bool {
+        matches!(&self.0.kind, ErrorKind::Io { path: failed, .. } if failed == path)
+    }
+
     /// What the user can try, if there is something.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match &self.0.kind {

@@ -3,6 +3,7 @@
 
 #![allow(
     clippy::unwrap_used,
+    clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
@@ -11,9 +12,11 @@
 
 mod support;
 
+use std::fs;
 use std::io::{self, Cursor, Read};
 
 use ramlift::{ErrorKind, Incoming, Kept, Progress, Stream};
+use support::cli::{Workplace, entries_of, files_in, ramlift_fed};
 use support::fixtures::{read_json, unpack};
 use support::going_by::{Images, check_going_by};
 use support::synth::{Block, Records, Synth, noise};
@@ -146,4 +149,99 @@ fn a_page_size_that_shows_late_counts_from_the_first_page() {
     let stream = Synth::machine().ram(&blocks, records).finish_undescribed();
     assert_eq!(Stream::parse(&stream).unwrap().ram().unwrap().page_size().bytes(), len as u64);
     check_going_by(&stream, 500);
+}
+
+/// What `extract` writes of a stream, but for what tells files from pipes.
+fn extracted(place: &Workplace, args: &[&str], input: Option<&[u8]>) -> (i32, Vec<(String, Vec<u8>)>) {
+    let output = match input {
+        Some(input) => ramlift_fed(place.path(), args, input),
+        None => place.ramlift(args),
+    };
+    let mut files: Vec<(String, Vec<u8>)> = files_in(place.join("out"))
+        .into_iter()
+        .map(|name| (name.clone(), fs::read(place.join("out").join(name)).unwrap()))
+        .collect();
+    for (_, bytes) in files.iter_mut().filter(|(name, _)| name == "manifest.json") {
+        let mut manifest: serde_json::Value = serde_json::from_slice(bytes).unwrap();
+        manifest["source"] = serde_json::Value::Null;
+        *bytes = manifest.to_string().into_bytes();
+    }
+    (output.code, files)
+}
+
+#[test]
+fn the_command_writes_the_same_from_a_pipe() {
+    for name in ["pc-10.0-paused", "pc-7.2-xbzrle", "pc-7.2-block", "pc-10.0-ignore-shared", "arm-mps2-7.2"] {
+        let bytes = unpack(name);
+        let (file, pipe) = (Workplace::with(&bytes), Workplace::with(b""));
+        let from_file = extracted(&file, &["extract", "stream", "-o", "out", "--block-devices"], None);
+        let from_pipe = extracted(&pipe, &["extract", "-", "-o", "out", "--block-devices"], Some(&bytes));
+        assert!(from_file == from_pipe, "{name}");
+    }
+}
+
+#[test]
+fn the_command_writes_only_the_blocks_asked_for_from_a_pipe() {
+    let place = Workplace::with(b"");
+    let args = ["extract", "-", "-o", "out", "--block", "pc.rom"];
+    ramlift_fed(place.path(), &args, &unpack("pc-10.0-paused")).expect_code(0);
+    assert_eq!(files_in(place.join("out")), ["desc.json", "manifest.json", "pc.rom", "state.json"]);
+    let args = ["extract", "-", "-o", "other", "--block", "no.such"];
+    let output = ramlift_fed(place.path(), &args, &unpack("pc-10.0-paused")).expect_code(1);
+    assert!(output.stderr.contains("no RAM block \"no.such\""), "{}", output.stderr);
+    assert!(!place.join("other").exists());
+}
+
+#[test]
+fn a_shared_block_is_supplied_to_what_came_by_a_pipe() {
+    let bytes = unpack("pc-10.0-ignore-shared");
+    let len = Stream::parse(&bytes).unwrap().ram().unwrap().block(ramlift::BlockId(0)).unwrap().used_length;
+    let shared = noise(8, len as usize);
+    let place = Workplace::with(&shared);
+    let args = ["extract", "-", "-o", "out", "--shared-file", "pc.ram=stream"];
+    ramlift_fed(place.path(), &args, &bytes).expect_code(0);
+    assert!(place.read("out/pc.ram") == shared);
+}
+
+#[test]
+fn all_commands_read_a_pipe() {
+    let bytes = unpack("pc-10.0-paused");
+    let place = Workplace::with(&bytes);
+    for args in [
+        ["state", "-"].as_slice(),
+        &["desc", "-"],
+        &["analyze-migration", "-f", "-"],
+        &["analyze-migration", "-f", "-", "-d", "desc"],
+        &["state", "-", "--raw", "timer"],
+    ] {
+        let from_pipe = ramlift_fed(place.path(), args, &bytes).expect_code(0);
+        let from_file: Vec<&str> = args.iter().map(|arg| if *arg == "-" { "stream" } else { arg }).collect();
+        assert!(place.ramlift(&from_file).stdout == from_pipe.stdout, "{args:?}");
+    }
+    let info = ramlift_fed(place.path(), &["info", "-", "--json"], &bytes).expect_code(0).json();
+    let mut expected = place.ramlift(&["info", "stream", "--json"]).json();
+    expected["source"] = serde_json::json!({ "path": "-", "size": null });
+    assert_eq!(info, expected);
+}
+
+#[test]
+fn what_a_pipe_cannot_give_is_refused_and_nothing_is_left() {
+    let bytes = unpack("pc-10.0-paused");
+    let place = Workplace::with(b"");
+    for args in [
+        ["extract", "-", "--salvage"].as_slice(),
+        &["info", "-", "--salvage"],
+        &["extract", "-", "--channel", "stream"],
+        &["analyze-migration", "-f", "-", "-x"],
+        &["analyze-migration", "-f", "-", "-m"],
+        &["state", "-", "--raw", "ram"],
+    ] {
+        let output = ramlift_fed(place.path(), args, &bytes).expect_code(1);
+        assert!(output.stderr.contains("file"), "{args:?}: {}", output.stderr);
+    }
+    let mapped = unpack("pc-11.1-mapped-ram");
+    let output = ramlift_fed(place.path(), &["extract", "-"], &mapped).expect_code(1);
+    assert!(output.stderr.contains("write it to a file first"), "{}", output.stderr);
+    ramlift_fed(place.path(), &["extract", "-"], &bytes[..bytes.len() / 2]).expect_code(1);
+    assert_eq!(entries_of(place.path()), ["stream"]);
 }

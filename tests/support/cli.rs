@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -52,13 +53,29 @@ pub fn ramlift_within<S: AsRef<OsStr>>(kib: u64, dir: impl AsRef<Path>, args: &[
     finish(Command::new("sh").arg("-c").arg(script).arg(binary()).args(args).current_dir(dir))
 }
 
+/// Runs `ramlift` with `args` in `dir`, and pipes `input` into it.
+pub fn ramlift_fed<S: AsRef<OsStr>>(dir: impl AsRef<Path>, args: &[S], input: &[u8]) -> Output {
+    let mut command = Command::new(binary());
+    command.args(args).current_dir(dir).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the command starts");
+    let mut pipe = child.stdin.take().expect("its input is a pipe");
+    std::thread::scope(|scope| {
+        // Whoever has seen enough closes the pipe.
+        scope.spawn(move || drop(pipe.write_all(input)));
+        finished(child.wait_with_output().expect("the command ends"))
+    })
+}
+
 /// The path of the command under test.
 pub fn binary() -> &'static OsStr {
     OsStr::new(env!("CARGO_BIN_EXE_ramlift"))
 }
 
 fn finish(command: &mut Command) -> Output {
-    let output = command.stdin(Stdio::null()).output().expect("the command starts");
+    finished(command.stdin(Stdio::null()).output().expect("the command starts"))
+}
+
+fn finished(output: std::process::Output) -> Output {
     let stderr = String::from_utf8(output.stderr).expect("standard error is UTF-8");
     let code = output.status.code().unwrap_or_else(|| panic!("{}: {stderr}", output.status));
     Output { code, stdout: output.stdout, stderr }

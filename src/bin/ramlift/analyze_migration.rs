@@ -10,8 +10,8 @@ use std::path::Path;
 
 use indexmap::IndexMap;
 use ramlift::{
-    BlockFiles, BlockId, BlockOffset, Device, Input, Page, Progress, Ram, Section, SectionType, State,
-    Stream, Value, image_len, scatter,
+    BlockFiles, BlockId, BlockOffset, Device, Page, Progress, Ram, Section, SectionType, State, Stream,
+    Value, image_len, scatter,
 };
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::ser::{Formatter, PrettyFormatter};
@@ -20,27 +20,37 @@ use crate::args::{AnalyzeArgs, Dump};
 use crate::exit::{Exit, Failure};
 use crate::output::Staging;
 use crate::paths::BlockPaths;
+use crate::source::{self, Opened, Wants};
 use crate::{desc, progress, terminal};
 
 pub(crate) fn run(args: &AnalyzeArgs) -> Result<Exit, Failure> {
     let path = &args.file;
-    let input = Input::open(path).map_err(Failure::input(path))?;
     if args.dump == Dump::Desc && !args.extract {
         // The script does not walk the stream for this, so it has an answer
         // for streams whose RAM it cannot read.
-        let (text, _) = desc::find(path, &input)?;
-        print(&DescText::of(path, text)?)?;
+        let (text, _) = desc::find(path)?;
+        print(&DescText::of(path, &text)?)?;
         return Ok(Exit::Complete);
     }
-    let stream = progress::index(&input, progress::is_visible(false))?;
-    for warning in crate::info::warnings(&stream) {
+    match source::open(path, Wants::default())? {
+        Opened::Mapped(input) => analyze(args, &progress::index(&input, progress::is_visible(false))?),
+        Opened::Incoming(_) if args.extract || args.memory => Err(Failure::Other(format!(
+            "{}: --memory and --extract need a file that can be gone back to; `ramlift extract` does not",
+            path.display()
+        ))),
+        Opened::Incoming(incoming) => source::pass(path, incoming, |stream| analyze(args, stream)),
+    }
+}
+
+fn analyze(args: &AnalyzeArgs, stream: &Stream<'_>) -> Result<Exit, Failure> {
+    for warning in crate::info::warnings(stream) {
         terminal::say(format_args!("warning: {warning}"));
     }
     if args.extract {
-        stream.check_whole().map_err(Failure::input(path))?;
-        return extract(path, &stream);
+        stream.check_whole().map_err(Failure::input(&args.file))?;
+        return extract(&args.file, stream);
     }
-    print(&StateText { stream: &stream, with_memory: args.memory })?;
+    print(&StateText { stream, with_memory: args.memory })?;
     Ok(Exit::Complete)
 }
 

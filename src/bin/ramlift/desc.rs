@@ -3,27 +3,32 @@
 use std::io::Write;
 use std::path::Path;
 
-use ramlift::{Description, ErrorKind, Input, Stream};
+use ramlift::{Description, ErrorKind, Stream};
 
 use crate::args::DescArgs;
 use crate::exit::{Exit, Failure};
+use crate::source::{self, Opened, Wants};
 use crate::{progress, terminal};
 
 /// Prints the description's text, byte for byte, and a line break.
 pub(crate) fn run(args: &DescArgs) -> Result<Exit, Failure> {
-    let input = Input::open(&args.stream).map_err(Failure::input(&args.stream))?;
-    let (text, exit) = find(&args.stream, &input)?;
+    let (text, exit) = find(&args.stream)?;
     let mut out = terminal::stdout();
-    out.write_all(text).and_then(|()| writeln!(out)).map_err(Failure::stdout)?;
+    out.write_all(&text).and_then(|()| writeln!(out)).map_err(Failure::stdout)?;
     terminal::finish(out)?;
     Ok(exit)
 }
 
 /// The text of the description: the one the walk arrives at, or where the
 /// walk fails the one that the file ends with.
-pub(crate) fn find<'a>(path: &Path, input: &'a Input) -> Result<(&'a [u8], Exit), Failure> {
-    let failure = match progress::index(input, progress::is_visible(false)) {
-        Ok(stream) => return text(path, &stream).map(|text| (text, Exit::Complete)),
+pub(crate) fn find(path: &Path) -> Result<(Vec<u8>, Exit), Failure> {
+    let whole = |stream: &Stream<'_>| text(path, stream).map(|text| (text.to_vec(), Exit::Complete));
+    let input = match source::open(path, Wants::default())? {
+        Opened::Mapped(input) => input,
+        Opened::Incoming(incoming) => return source::pass(path, incoming, |stream| whole(stream)),
+    };
+    let failure = match progress::index(&input, progress::is_visible(false)) {
+        Ok(stream) => return whole(&stream),
         Err(failure) => failure,
     };
     // What is no stream at all has no description either.
@@ -31,7 +36,7 @@ pub(crate) fn find<'a>(path: &Path, input: &'a Input) -> Result<(&'a [u8], Exit)
     let Some(last) = Description::at_end_of(input.bytes()).filter(|_| is_stream) else { return Err(failure) };
     terminal::say(format_args!("warning: {failure}"));
     terminal::say(format_args!("warning: this is the description that the file ends with"));
-    Ok((last.text, Exit::Partial))
+    Ok((last.text.to_vec(), Exit::Partial))
 }
 
 /// The text of a stream's description, or the failure that there is none.

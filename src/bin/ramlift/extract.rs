@@ -3,15 +3,16 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use ramlift::{BlockFiles, BlockId, Input, Progress, Ram, Stream, image_len, scatter};
+use ramlift::{BlockId, Incoming, Input, Kept, Ram, Stream};
 use serde::Serialize;
 
 use crate::args::{ExtractArgs, SharedFile};
 use crate::block_devices::{self, BlockDeviceEntry};
 use crate::exit::{Exit, Failure};
+use crate::images::{self, Status, Taker, choose_blocks};
 use crate::info::{self, Coverage, Doubtful, Lost, Source};
 use crate::output::Staging;
-use crate::paths::BlockPaths;
+use crate::source::{self, Opened, Wants};
 use crate::state::{Chosen, write_report};
 use crate::{channels, progress, terminal};
 
@@ -45,29 +46,6 @@ struct BlockEntry {
     status: Status,
 }
 
-/// How much of a block is in the stream.
-#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Status {
-    /// Every page.
-    Complete,
-    /// Some pages; the others are zero in the image.
-    Partial,
-    /// No page: there is no image.
-    Absent,
-}
-
-impl Status {
-    fn of(ram: &Ram<'_>, id: BlockId) -> Self {
-        let pages = ram.block(id).map_or(0, |block| ram.page_size().pages_in(block.used_length));
-        match ram.absent_pages(id) {
-            0 => Self::Complete,
-            absent if absent == pages => Self::Absent,
-            _ => Self::Partial,
-        }
-    }
-}
-
 pub(crate) fn run(args: &ExtractArgs) -> Result<Exit, Failure> {
     let mut pool = rayon::ThreadPoolBuilder::new();
     if let Some(threads) = args.threads {
@@ -78,12 +56,20 @@ pub(crate) fn run(args: &ExtractArgs) -> Result<Exit, Failure> {
 }
 
 fn extract(args: &ExtractArgs) -> Result<Exit, Failure> {
+    let target = args.output.clone().map_or_else(|| default_target(&args.stream), Ok)?;
+    match source::open(&args.stream, Wants { salvage: args.salvage, channels: !args.channels.is_empty() })? {
+        Opened::Mapped(input) => extract_mapped(args, &target, &input),
+        Opened::Incoming(incoming) => extract_incoming(args, &target, incoming),
+    }
+}
+
+/// Extracts from a file: the index first, then each page once.
+fn extract_mapped(args: &ExtractArgs, target: &Path, input: &Input) -> Result<Exit, Failure> {
     let path = &args.stream;
-    let input = open(path)?;
     let bar = progress::is_visible(args.quiet);
     let shared = args.shared_files.iter().map(open_shared).collect::<Result<Vec<_>, _>>()?;
     let channels = args.channels.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
-    let mut stream = progress::index_or_salvage(&input, bar, args.salvage)?;
+    let mut stream = progress::index_or_salvage(input, bar, args.salvage)?;
     let page_size = stream.ram().map(Ram::page_size);
     let unpacked = channels::unpack_all(&channels, page_size)?;
     if !channels.is_empty() {
@@ -91,42 +77,78 @@ fn extract(args: &ExtractArgs) -> Result<Exit, Failure> {
     }
     stream.check_whole().map_err(Failure::input(path))?;
     supply_shared(path, &mut stream, &shared)?;
-    let blocks = choose_blocks(path, &stream, &args.blocks)?;
-    let target = args.output.clone().map_or_else(|| default_target(path), Ok)?;
-    let mut staging = Staging::new(&target, args.force, path)?;
+    let mut staging = Staging::new(target, args.force, path)?;
     name_earlier_files(&mut staging);
-    let images = write_images(&mut staging, &stream, &blocks, bar)?;
-    let block_devices = block_devices::write(&mut staging, &stream, args.block_devices)?;
-    let mut warnings = info::warnings(&stream);
+    let images = match stream.ram() {
+        Some(ram) => images::write(&mut staging, ram, &choose_blocks(path, ram, &args.blocks)?, bar)?,
+        None => images::none(path, &args.blocks)?,
+    };
+    finish(args, target, staging, &stream, &images, Some(input.bytes().len() as u64))
+}
+
+/// Extracts from what goes by: pages are written as they come.
+fn extract_incoming(args: &ExtractArgs, target: &Path, incoming: Incoming) -> Result<Exit, Failure> {
+    let path = &args.stream;
+    let bar = progress::is_visible(args.quiet);
+    let shared = args.shared_files.iter().map(open_shared).collect::<Result<Vec<_>, _>>()?;
+    let mut staging = Staging::new(target, args.force, path)?;
+    name_earlier_files(&mut staging);
+    let kept = Kept::new();
+    let mut taker = Taker::new(&mut staging, path, &args.blocks);
+    let passed = progress::pass(bar, |progress| Stream::read_once(incoming, &kept, progress, &mut taker));
+    let (mut stream, written) = taker.outcome(passed)?;
+    stream.check_whole().map_err(Failure::input(path))?;
+    supply_shared(path, &mut stream, &shared)?;
+    let images = match stream.ram() {
+        Some(ram) => written.settle(&mut staging, ram, &shared)?,
+        None => images::none(path, &args.blocks)?,
+    };
+    finish(args, target, staging, &stream, &images, None)
+}
+
+/// Writes all that is not RAM, and moves everything to its place.
+fn finish(
+    args: &ExtractArgs,
+    target: &Path,
+    mut staging: Staging,
+    stream: &Stream<'_>,
+    images: &[(BlockId, Option<String>)],
+    size: Option<u64>,
+) -> Result<Exit, Failure> {
+    let block_devices = block_devices::write(&mut staging, stream, args.block_devices)?;
+    let mut warnings = info::warnings(stream);
     warnings.extend(block_devices.warning);
-    warnings.extend(write_state(&mut staging, &stream)?);
-    let entries = block_entries(&stream, &blocks, &images);
+    warnings.extend(write_state(&mut staging, stream)?);
+    let entries = block_entries(stream, images);
     // A device that QEMU described wrongly is whole in the stream, and its
     // bytes are in state.json: the output is as complete as the stream is.
     let is_partial = entries.iter().any(|entry| entry.status == Status::Absent)
         || stream.warnings().iter().any(|warning| warning.is_loss);
     let manifest = Manifest {
         ramlift: env!("CARGO_PKG_VERSION"),
-        source: Source::of(path, &input),
+        source: Source::of(&args.stream, size),
         machine: stream.configuration().map(|configuration| configuration.machine.to_string()),
         pages_per_pass: stream.ram().map(|ram| ram.pages_per_pass().to_vec()).unwrap_or_default(),
         blocks: entries,
         block_devices: block_devices.entries,
         salvaged: !stream.losses().is_empty(),
-        lost: info::lost(&stream),
-        doubtful_pages: info::doubtful_pages(&stream),
+        lost: info::lost(stream),
+        doubtful_pages: info::doubtful_pages(stream),
         warnings,
     };
     staging.write(MANIFEST, |out| terminal::write_json(out, &manifest))?;
     staging.commit()?;
     let passes = stream.ram().map_or(0, Ram::pass_count);
-    report(args, &target, &manifest, passes)?;
+    report(args, target, &manifest, passes)?;
     Ok(Exit::of(is_partial))
 }
 
 /// The directory for a stream, if none is given: in the current directory,
 /// because evidence is often where nothing can be written.
 fn default_target(path: &Path) -> Result<PathBuf, Failure> {
+    if path == source::STDIN {
+        return Ok(PathBuf::from("stdin.extracted"));
+    }
     let mut name = path
         .file_name()
         .ok_or_else(|| Failure::Other(format!("{}: has no file name; give -o DIR", path.display())))?
@@ -135,34 +157,8 @@ fn default_target(path: &Path) -> Result<PathBuf, Failure> {
     Ok(PathBuf::from(name))
 }
 
-/// The blocks asked for: all, or those of the names given.
-fn choose_blocks(path: &Path, stream: &Stream<'_>, names: &[String]) -> Result<Vec<BlockId>, Failure> {
-    let Some(ram) = stream.ram() else {
-        if names.is_empty() {
-            return Ok(Vec::new());
-        }
-        return Err(Failure::Other(format!("{}: the stream has no RAM", path.display())));
-    };
-    if names.is_empty() {
-        return Ok(ram.blocks().map(|(id, ..)| id).collect());
-    }
-    let is_named = |name: &String, block: &ramlift::RamBlock| {
-        block.idstr == name.as_str() || block.idstr.to_string() == *name
-    };
-    for name in names {
-        if !ram.blocks().any(|(_, block, _)| is_named(name, block)) {
-            let known: Vec<String> =
-                ram.blocks().take(20).map(|(_, block, _)| block.idstr.to_string()).collect();
-            let text = format!("{}: no RAM block \"{name}\"; there are {}", path.display(), known.join(", "));
-            return Err(Failure::Other(text));
-        }
-    }
-    let is_chosen = |block: &ramlift::RamBlock| names.iter().any(|name| is_named(name, block));
-    Ok(ram.blocks().filter(|(_, block, _)| is_chosen(block)).map(|(id, ..)| id).collect())
-}
-
 /// A RAM block's name and the file that it was shared through.
-type Shared = (String, Input);
+pub(crate) type Shared = (String, Input);
 
 fn open(path: &Path) -> Result<Input, Failure> {
     Input::open(path).map_err(Failure::input(path))
@@ -175,8 +171,11 @@ fn open_shared(file: &SharedFile) -> Result<Shared, Failure> {
 /// Gives the stream the blocks that it does not have itself.
 fn supply_shared<'a>(path: &Path, stream: &mut Stream<'a>, files: &'a [Shared]) -> Result<(), Failure> {
     for (idstr, file) in files {
-        let ids = choose_blocks(path, stream, std::slice::from_ref(idstr))?;
-        for id in ids {
+        let Some(ram) = stream.ram() else {
+            images::none(path, std::slice::from_ref(idstr)).map(drop)?;
+            continue;
+        };
+        for id in choose_blocks(path, ram, std::slice::from_ref(idstr))? {
             let is_absent = stream.ram().is_some_and(|ram| Status::of(ram, id) == Status::Absent);
             if !is_absent {
                 let text = format!("--shared-file: RAM block \"{idstr}\" is in the stream itself");
@@ -201,38 +200,6 @@ fn name_earlier_files(staging: &mut Staging) {
     staging.replaces(DESC);
 }
 
-/// Writes the images of `blocks`. Gives the path of each, in the same order;
-/// none where the stream has no page of it.
-fn write_images(
-    staging: &mut Staging,
-    stream: &Stream<'_>,
-    blocks: &[BlockId],
-    bar: bool,
-) -> Result<Vec<Option<String>>, Failure> {
-    let Some(ram) = stream.ram() else { return Ok(Vec::new()) };
-    // Names are given to all blocks, so that a block's file has the same name
-    // whichever blocks are asked for.
-    let mut paths = BlockPaths::with_reserved(&[STATE, DESC, MANIFEST]);
-    let names: Vec<String> = ram.blocks().map(|(_, block, _)| paths.assign(&block.idstr)).collect();
-    let mut files = Vec::new();
-    let mut images = Vec::new();
-    for id in blocks {
-        let name = names.get(id.0).filter(|_| Status::of(ram, *id) != Status::Absent);
-        if let Some(name) = name {
-            files.push((*id, staging.file(name)?));
-        }
-        images.push(name.cloned());
-    }
-    let written: Vec<BlockId> = files.iter().map(|(id, _)| *id).collect();
-    let write = |progress: &Progress| {
-        let sink = BlockFiles::create(ram, files)?;
-        scatter(ram, &written, &sink, progress)
-    };
-    let done = progress::watch(bar, "writing", image_len(ram, &written), write);
-    done.map_err(|error| Failure::Other(staging.shown(&Failure::from(error).to_string())))?;
-    Ok(images)
-}
-
 /// Writes the description and the decoded devices. Gives a warning for each
 /// device that is described but could not be decoded.
 fn write_state(staging: &mut Staging, stream: &Stream<'_>) -> Result<Vec<String>, Failure> {
@@ -249,9 +216,9 @@ fn write_state(staging: &mut Staging, stream: &Stream<'_>) -> Result<Vec<String>
     Ok(failures.iter().map(|failure| format!("not decoded: {failure}")).collect())
 }
 
-fn block_entries(stream: &Stream<'_>, blocks: &[BlockId], images: &[Option<String>]) -> Vec<BlockEntry> {
+fn block_entries(stream: &Stream<'_>, images: &[(BlockId, Option<String>)]) -> Vec<BlockEntry> {
     let Some(ram) = stream.ram() else { return Vec::new() };
-    let entry = |(id, file): (&BlockId, &Option<String>)| {
+    let entry = |(id, file): &(BlockId, Option<String>)| {
         let (block, pages) = (ram.block(*id)?, ram.pages(*id)?);
         Some(BlockEntry {
             idstr: block.idstr.to_string(),
@@ -262,7 +229,7 @@ fn block_entries(stream: &Stream<'_>, blocks: &[BlockId], images: &[Option<Strin
             status: Status::of(ram, *id),
         })
     };
-    blocks.iter().zip(images).filter_map(entry).collect()
+    images.iter().filter_map(entry).collect()
 }
 
 /// Says what was written, and what was odd.

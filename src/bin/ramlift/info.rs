@@ -5,12 +5,13 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use indexmap::IndexMap;
-use ramlift::{BlockId, BlockPages, Device, Input, Iterated, Ram, Section, SectionType, Stream};
+use ramlift::{BlockId, BlockPages, Device, Iterated, Ram, Section, SectionType, Stream};
 use serde::Serialize;
 
 use crate::args::InfoArgs;
 use crate::exit::{Exit, Failure};
-use crate::{progress, terminal};
+use crate::source::{self, Wants};
+use crate::terminal;
 
 /// The output of `info --json`.
 #[derive(Serialize)]
@@ -75,12 +76,14 @@ pub(crate) fn doubtful_pages(stream: &Stream<'_>) -> Vec<Doubtful> {
 #[derive(Serialize)]
 pub(crate) struct Source {
     path: String,
-    size: u64,
+    /// In bytes.
+    size: Option<u64>,
 }
 
 impl Source {
-    pub(crate) fn of(path: &Path, input: &Input) -> Self {
-        Self { path: path.to_string_lossy().into_owned(), size: input.bytes().len() as u64 }
+    /// `size` is not known of what goes by.
+    pub(crate) fn of(path: &Path, size: Option<u64>) -> Self {
+        Self { path: path.to_string_lossy().into_owned(), size }
     }
 }
 
@@ -199,20 +202,23 @@ struct DescriptionReport {
 }
 
 pub(crate) fn run(args: &InfoArgs) -> Result<Exit, Failure> {
-    let input = Input::open(&args.stream).map_err(Failure::input(&args.stream))?;
-    let stream = progress::index_or_salvage(&input, progress::is_visible(false), args.salvage)?;
-    let report = report(&args.stream, &input, &stream);
+    let wants = Wants { salvage: args.salvage, ..Wants::default() };
+    source::with_stream(&args.stream, wants, |stream, size| print(args, stream, size))
+}
+
+fn print(args: &InfoArgs, stream: &Stream<'_>, size: Option<u64>) -> Result<Exit, Failure> {
+    let report = report(&args.stream, size, stream);
     if args.json {
         terminal::print_json(&report)?;
     } else {
         let mut out = terminal::stdout();
-        write_text(&mut out, &report, &stream).map_err(Failure::stdout)?;
+        write_text(&mut out, &report, stream).map_err(Failure::stdout)?;
         terminal::finish(out)?;
     }
     Ok(Exit::of(stream.warnings().iter().any(|warning| warning.is_loss)))
 }
 
-fn report(path: &Path, input: &Input, stream: &Stream<'_>) -> Report {
+fn report(path: &Path, size: Option<u64>, stream: &Stream<'_>) -> Report {
     let configuration = stream.configuration();
     let capabilities =
         configuration.map(|configuration| configuration.capabilities.as_slice()).unwrap_or_default();
@@ -223,7 +229,7 @@ fn report(path: &Path, input: &Input, stream: &Stream<'_>) -> Report {
     });
     Report {
         ramlift: env!("CARGO_PKG_VERSION"),
-        source: Source::of(path, input),
+        source: Source::of(path, size),
         format: "QEVM version 3",
         machine: configuration.map(|configuration| configuration.machine.to_string()),
         page_size: stream.ram().map(|ram| ram.page_size().bytes()),
@@ -336,7 +342,11 @@ fn uuid_text(uuid: [u8; 16]) -> String {
 fn write_text(out: &mut impl Write, report: &Report, stream: &Stream<'_>) -> io::Result<()> {
     let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| "not in the stream".to_owned());
     writeln!(out, "{}", ramlift::Idstr::from(report.source.path.as_str()))?;
-    writeln!(out, "  format        {}, {} bytes of {}", report.format, report.end, report.source.size)?;
+    write!(out, "  format        {}, {} bytes", report.format, report.end)?;
+    match report.source.size {
+        Some(size) => writeln!(out, " of {size}")?,
+        None => writeln!(out)?,
+    }
     writeln!(out, "  machine       {}", or_none(&report.machine))?;
     if let Some(uuid) = &report.uuid {
         writeln!(out, "  uuid          {uuid}")?;

@@ -8,11 +8,13 @@ mod desc;
 mod exit;
 mod extract;
 mod generate;
+mod images;
 mod info;
 mod output;
 mod paths;
 mod progress;
 mod raw;
+mod source;
 mod state;
 mod terminal;
 

@@ -118,6 +118,11 @@ impl Staging {
         Ok(path)
     }
 
+    /// Does not expect a file that was given out: it has been removed.
+    pub(crate) fn forget(&mut self, relative: &str) {
+        self.files.retain(|file| file != Path::new(relative));
+    }
+
     /// Writes a whole file.
     pub(crate) fn write(
         &mut self,

@@ -27,16 +27,33 @@ pub(crate) fn watch<T>(
     total: u64,
     work: impl FnOnce(&Progress) -> T,
 ) -> T {
+    watch_with(is_visible, || ProgressBar::new(total).with_style(style()).with_message(phase), work)
+}
+
+/// Does `work` on what goes by, nobody knows how long.
+pub(crate) fn pass<T>(is_visible: bool, work: impl FnOnce(&Progress) -> T) -> T {
+    let style = ProgressStyle::with_template("{spinner} {bytes} {binary_bytes_per_sec}");
+    let style = style.unwrap_or_else(|_| ProgressStyle::default_spinner());
+    watch_with(is_visible, || ProgressBar::new_spinner().with_style(style), work)
+}
+
+fn watch_with<T>(
+    is_visible: bool,
+    bar: impl FnOnce() -> ProgressBar,
+    work: impl FnOnce(&Progress) -> T,
+) -> T {
     let progress = Progress::new();
     if !is_visible {
         return work(&progress);
     }
-    let bar = ProgressBar::new(total).with_style(style()).with_message(phase);
+    let bar = bar();
     let is_done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let watcher = scope.spawn(|| {
             while !is_done.load(Ordering::Acquire) {
-                bar.set_position(progress.done().min(total));
+                let done = progress.done();
+                bar.set_position(bar.length().map_or(done, |total| done.min(total)));
+                bar.tick();
                 std::thread::park_timeout(TICK);
             }
         });

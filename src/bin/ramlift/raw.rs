@@ -39,6 +39,13 @@ pub(crate) fn print(stream: &Stream<'_>, choice: &RawChoice<'_>) -> Result<Exit,
     if instances.len() != 1 {
         return Err(Failure::Other(fault(stream, choice, &instances)));
     }
+    if let Some(gone) = sections.iter().find(|section| section.body_len() > stream.body(section).len() as u64)
+    {
+        let name = &gone.handler;
+        let text =
+            format!("the bytes of {name} have gone by; write the stream to a file first, and give that");
+        return Err(Failure::Other(text));
+    }
     let mut out = terminal::stdout();
     sections.iter().try_for_each(|section| out.write_all(stream.body(section))).map_err(Failure::stdout)?;
     terminal::finish(out)?;
