@@ -116,7 +116,7 @@ impl Feed {
     pub(crate) fn new(Incoming { name, reader, chunk_len }: Incoming) -> Self {
         let (chunk_sender, chunks) = sync_channel(1);
         let (spare, spares) = channel();
-        std::thread::spawn(move || read_chunks(reader, chunk_len as u64, &chunk_sender, &spares));
+        std::thread::spawn(move || read_chunks(reader, chunk_len, &chunk_sender, &spares));
         Self { name, chunks, spare, window: Vec::new(), start: 0, at: StreamOffset(0), kept_len: 0 }
     }
 
@@ -201,26 +201,47 @@ impl Feed {
 
 fn read_chunks(
     mut reader: impl Read,
-    len: u64,
+    len: usize,
     chunks: &SyncSender<io::Result<Vec<u8>>>,
     spares: &Receiver<Vec<u8>>,
 ) {
     loop {
+        // A chunk that was full before is not cleared again.
         let mut chunk = spares.try_recv().unwrap_or_default();
-        chunk.resize(HEADROOM, 0);
-        let read = (&mut reader).take(len).read_to_end(&mut chunk);
+        chunk.resize(HEADROOM + len, 0);
+        let read = read_full(&mut reader, chunk.get_mut(HEADROOM..).unwrap_or_default());
+        let (filled, failure) = match read {
+            Ok(filled) => (filled, None),
+            Err((filled, error)) => (filled, Some(error)),
+        };
+        chunk.truncate(HEADROOM + filled);
         // What came before a failure counts.
-        let is_over = !matches!(read, Ok(len) if len > 0);
-        if chunk.len() > HEADROOM && chunks.send(Ok(chunk)).is_err() {
+        if filled > 0 && chunks.send(Ok(chunk)).is_err() {
             return;
         }
-        if let Err(error) = read {
+        let is_over = filled < len || failure.is_some();
+        if let Some(error) = failure {
             let _ = chunks.send(Err(error));
         }
         if is_over {
             return;
         }
     }
+}
+
+/// Reads until `bytes` are full or there are no more. Gives how many there
+/// are, on a failure too.
+fn read_full(reader: &mut impl Read, bytes: &mut [u8]) -> Result<usize, (usize, io::Error)> {
+    let mut filled = 0;
+    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match reader.read(rest) {
+            Ok(0) => break,
+            Ok(len) => filled += len,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err((filled, error)),
+        }
+    }
+    Ok(filled)
 }
 
 #[cfg(test)]

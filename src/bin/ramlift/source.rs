@@ -1,6 +1,8 @@
 //! Where a stream comes from: a file, or something that goes by.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use ramlift::{Incoming, Input, Kept, Progress, Stream};
@@ -10,6 +12,9 @@ use crate::progress;
 
 /// The name of standard input on the command line.
 pub(crate) const STDIN: &str = "-";
+
+/// And in messages.
+const NAME: &str = "standard input";
 
 /// A stream, as it can be had.
 pub(crate) enum Opened {
@@ -36,11 +41,25 @@ pub(crate) fn open(path: &Path, wants: Wants) -> Result<Opened, Failure> {
     let refused = match wants {
         Wants { salvage: true, .. } => "--salvage",
         Wants { channels: true, .. } => "--channel",
-        _ => return Ok(Opened::Incoming(Incoming::new("standard input", io::stdin()))),
+        _ => {
+            return stdin()
+                .map(|file| Opened::Incoming(Incoming::new(NAME, file)))
+                .map_err(Failure::file(Path::new(NAME)));
+        }
     };
     Err(Failure::Other(format!(
-        "standard input: {refused} needs a file that can be gone back to; write the stream to one and give that"
+        "{NAME}: {refused} needs a file that can be gone back to; write the stream to one and give that"
     )))
+}
+
+/// Standard input, without a buffer of its own, and with as much room in the
+/// pipe as anybody gets: each turn of writer and reader costs.
+fn stdin() -> io::Result<File> {
+    const PIPE_LEN: usize = 1 << 20;
+    let file = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    // What is no pipe has no room, and a small one is only slower.
+    let _ = rustix::pipe::fcntl_setpipe_size(&file, PIPE_LEN);
+    Ok(file)
 }
 
 /// Walks the stream at `path` for all but its pages, and does `work` with it;
