@@ -177,6 +177,9 @@ fn the_command_writes_the_same_from_a_pipe() {
         let from_file = extracted(&file, &["extract", "stream", "-o", "out", "--block-devices"], None);
         let from_pipe = extracted(&pipe, &["extract", "-", "-o", "out", "--block-devices"], Some(&bytes));
         assert!(from_file == from_pipe, "{name}");
+        std::fs::remove_dir_all(file.join("out")).unwrap();
+        let args = ["extract", "stream", "-o", "out", "--block-devices", "--read-once"];
+        assert!(extracted(&file, &args, None) == from_pipe, "{name}");
     }
 }
 
@@ -190,6 +193,15 @@ fn the_command_writes_only_the_blocks_asked_for_from_a_pipe() {
     let output = ramlift_fed(place.path(), &args, &unpack("pc-10.0-paused")).expect_code(1);
     assert!(output.stderr.contains("no RAM block \"no.such\""), "{}", output.stderr);
     assert!(!place.join("other").exists());
+}
+
+#[test]
+fn what_cannot_be_read_once_from_a_file_is_read_as_ever() {
+    let place = Workplace::with(&unpack("pc-11.1-mapped-ram"));
+    place.ramlift(&["extract", "stream", "-o", "out"]).expect_code(0);
+    place.ramlift(&["extract", "stream", "-o", "once", "--read-once"]).expect_code(0);
+    assert!(place.read("once/pc.ram") == place.read("out/pc.ram"));
+    assert_eq!(entries_of(place.path()), ["once", "out", "stream"]);
 }
 
 #[test]

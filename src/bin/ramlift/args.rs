@@ -34,7 +34,7 @@ pub(crate) enum Command {
 
 #[derive(Args)]
 pub(crate) struct InfoArgs {
-    /// The migration stream
+    /// The migration stream; - is standard input
     pub(crate) stream: PathBuf,
     /// Print JSON, as docs/json.md describes it
     #[arg(long)]
@@ -46,7 +46,7 @@ pub(crate) struct InfoArgs {
 
 #[derive(Args)]
 pub(crate) struct ExtractArgs {
-    /// The migration stream
+    /// The migration stream; - is standard input
     pub(crate) stream: PathBuf,
     /// Directory to write [default: the stream's file name + ".extracted",
     /// in the current directory]
@@ -73,6 +73,11 @@ pub(crate) struct ExtractArgs {
     /// Go on behind what is cut or damaged, and list what is lost
     #[arg(long)]
     pub(crate) salvage: bool,
+    /// Read the stream from begin to end, once, as a pipe is read. Files that
+    /// memory cannot keep are read so anyway: where a page was sent again, it
+    /// is written again
+    #[arg(long, conflicts_with_all = ["salvage", "channels"])]
+    pub(crate) read_once: bool,
     /// Number of threads [default: one for each core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
@@ -96,7 +101,7 @@ fn parse_shared_file(text: &str) -> Result<SharedFile, String> {
 
 #[derive(Args)]
 pub(crate) struct StateArgs {
-    /// The migration stream
+    /// The migration stream; - is standard input
     pub(crate) stream: PathBuf,
     /// Only devices whose name matches: `*` is any text, `?` any character;
     /// may be given again
@@ -120,7 +125,7 @@ pub(crate) struct StateArgs {
 
 #[derive(Args)]
 pub(crate) struct DescArgs {
-    /// The migration stream
+    /// The migration stream; - is standard input
     pub(crate) stream: PathBuf,
 }
 

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use ramlift::{BlockId, Incoming, Input, Kept, Ram, Stream};
+use ramlift::{BlockId, ErrorKind, Incoming, Input, Kept, Ram, Stream};
 use serde::Serialize;
 
 use crate::args::{ExtractArgs, SharedFile};
@@ -14,7 +14,7 @@ use crate::info::{self, Coverage, Doubtful, Lost, Source};
 use crate::output::Staging;
 use crate::source::{self, Opened, Wants};
 use crate::state::{Chosen, write_report};
-use crate::{channels, progress, terminal};
+use crate::{channels, memory, progress, terminal};
 
 pub(crate) const STATE: &str = "state.json";
 pub(crate) const DESC: &str = "desc.json";
@@ -58,9 +58,26 @@ pub(crate) fn run(args: &ExtractArgs) -> Result<Exit, Failure> {
 fn extract(args: &ExtractArgs) -> Result<Exit, Failure> {
     let target = args.output.clone().map_or_else(|| default_target(&args.stream), Ok)?;
     match source::open(&args.stream, Wants { salvage: args.salvage, channels: !args.channels.is_empty() })? {
+        Opened::Mapped(input) if is_to_be_read_once(args, &input) => {
+            let (incoming, len) = source::read_once(&args.stream)?;
+            match extract_incoming(args, &target, incoming, Some(len)) {
+                // What can only be had by going back, like mapped-ram.
+                Err(failure) if failure.is_of(|kind| matches!(kind, ErrorKind::GoneBy { .. })) => {
+                    extract_mapped(args, &target, &input)
+                }
+                outcome => outcome,
+            }
+        }
         Opened::Mapped(input) => extract_mapped(args, &target, &input),
-        Opened::Incoming(incoming) => extract_incoming(args, &target, incoming),
+        Opened::Incoming(incoming) => extract_incoming(args, &target, incoming, None),
     }
+}
+
+/// Whether a file is read as it goes by. To index it first and then go back to
+/// its pages reads it twice, if memory cannot keep it and what is written.
+fn is_to_be_read_once(args: &ExtractArgs, input: &Input) -> bool {
+    let is_too_long = || memory::available().is_some_and(|len| input.bytes().len() as u64 > len / 2);
+    args.read_once || !args.salvage && args.channels.is_empty() && is_too_long()
 }
 
 /// Extracts from a file: the index first, then each page once.
@@ -87,7 +104,12 @@ fn extract_mapped(args: &ExtractArgs, target: &Path, input: &Input) -> Result<Ex
 }
 
 /// Extracts from what goes by: pages are written as they come.
-fn extract_incoming(args: &ExtractArgs, target: &Path, incoming: Incoming) -> Result<Exit, Failure> {
+fn extract_incoming(
+    args: &ExtractArgs,
+    target: &Path,
+    incoming: Incoming,
+    len: Option<u64>,
+) -> Result<Exit, Failure> {
     let path = &args.stream;
     let bar = progress::is_visible(args.quiet);
     let shared = args.shared_files.iter().map(open_shared).collect::<Result<Vec<_>, _>>()?;
@@ -103,7 +125,7 @@ fn extract_incoming(args: &ExtractArgs, target: &Path, incoming: Incoming) -> Re
         Some(ram) => written.settle(&mut staging, ram, &shared)?,
         None => images::none(path, &args.blocks)?,
     };
-    finish(args, target, staging, &stream, &images, None)
+    finish(args, target, staging, &stream, &images, len)
 }
 
 /// Writes all that is not RAM, and moves everything to its place.

@@ -10,6 +10,7 @@ mod extract;
 mod generate;
 mod images;
 mod info;
+mod memory;
 mod output;
 mod paths;
 mod progress;

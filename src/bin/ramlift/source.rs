@@ -1,11 +1,13 @@
 //! Where a stream comes from: a file, or something that goes by.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
+use std::num::NonZeroU64;
 use std::os::fd::AsFd;
 use std::path::Path;
 
 use ramlift::{Incoming, Input, Kept, Progress, Stream};
+use rustix::fs::{Advice, fadvise};
 
 use crate::exit::Failure;
 use crate::progress;
@@ -60,6 +62,29 @@ fn stdin() -> io::Result<File> {
     // What is no pipe has no room, and a small one is only slower.
     let _ = rustix::pipe::fcntl_setpipe_size(&file, PIPE_LEN);
     Ok(file)
+}
+
+/// A file to be read once, and its length.
+pub(crate) fn read_once(path: &Path) -> Result<(Incoming, u64), Failure> {
+    let file = File::open(path).map_err(Failure::file(path))?;
+    let len = file.metadata().map_err(Failure::file(path))?.len();
+    Ok((Incoming::new(path, Once { file, done: 0 }), len))
+}
+
+/// A file that is read once: what has been read is not kept in memory.
+struct Once {
+    file: File,
+    done: u64,
+}
+
+impl Read for Once {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let len = self.file.read(bytes)?;
+        // A hint: if it is not taken, nothing is wrong.
+        let _ = fadvise(&self.file, self.done, NonZeroU64::new(len as u64), Advice::DontNeed);
+        self.done += len as u64;
+        Ok(len)
+    }
 }
 
 /// Walks the stream at `path` for all but its pages, and does `work` with it;
