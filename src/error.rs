@@ -122,6 +122,14 @@ pub enum ErrorKind {
         /// How that shows.
         why: String,
     },
+    /// With mapped-ram: nothing says which pages of a block are in the stream.
+    #[error(
+        "the bitmap of RAM block \"{idstr}\" was never written: the ram section has no END, as in a background snapshot"
+    )]
+    BitmapUnwritten {
+        /// The block's name.
+        idstr: String,
+    },
     /// A device and its description disagree.
     #[error("{why}")]
     Device {
