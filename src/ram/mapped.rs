@@ -230,13 +230,12 @@ impl<'a> MappedPages<'a> {
     /// [`set_order`]: Self::set_order
     pub(crate) fn new(input: &'a [u8], header: &MappedRamHeader, used_length: u64) -> Option<Self> {
         let page_count = header.page_size.pages_in(used_length);
-        // Up to a whole word of 64 bits; the stream has room for it, or the
-        // writer had words of 32.
-        let from = |len: u64| {
-            let start = index(header.bitmap.0)?;
-            input.get(start..start.checked_add(index(len)?)?)
-        };
-        let bitmap = [8, 4].into_iter().find_map(|word_len| from(bitmap_len(page_count, word_len)))?;
+        // Up to a whole word of 64 bits, unless the writer had words of 32.
+        let room = header.pages.0.saturating_sub(header.bitmap.0);
+        let len = bitmap_len(page_count, 8);
+        let len = if len <= room { len } else { bitmap_len(page_count, 4) };
+        let start = index(header.bitmap.0)?;
+        let bitmap = input.get(start..start.checked_add(index(len)?)?)?;
         let available = (input.len() as u64).saturating_sub(header.pages.0);
         let whole_count =
             if available >= used_length { page_count } else { available / header.page_size.bytes() };

@@ -46,11 +46,12 @@ pub(crate) struct Lost {
     section: Option<String>,
 }
 
-/// A page that damage may reach into.
+/// Pages in a row that may not be the guest's.
 #[derive(Serialize)]
 pub(crate) struct Doubtful {
     idstr: String,
     offset: u64,
+    pages: u64,
 }
 
 pub(crate) fn lost(stream: &Stream<'_>) -> Vec<Lost> {
@@ -66,7 +67,7 @@ pub(crate) fn lost(stream: &Stream<'_>) -> Vec<Lost> {
 pub(crate) fn doubtful_pages(stream: &Stream<'_>) -> Vec<Doubtful> {
     let doubtful = |page: &ramlift::DoubtfulPage| {
         let block = stream.ram().and_then(|ram| ram.block(page.block))?;
-        Some(Doubtful { idstr: block.idstr.to_string(), offset: page.offset.0 })
+        Some(Doubtful { idstr: block.idstr.to_string(), offset: page.offset.0, pages: page.pages })
     };
     stream.doubtful_pages().iter().filter_map(doubtful).collect()
 }
