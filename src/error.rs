@@ -207,7 +207,7 @@ impl Error {
                 "give a file written by `migrate file:…`, `migrate exec:cat>…` or `virsh dump`"
             }
             ErrorKind::Part { .. } => {
-                "the pages went through other connections: give what was captured of each with `extract --channel FILE`, once for each; without them this is a guest with empty memory"
+                "the pages went through other connections: give what was captured of each with `--channel FILE`, once for each; without them this is a guest with empty memory"
             }
             ErrorKind::RecordType { .. } | ErrorKind::Footer { .. } | ErrorKind::RamFlags { .. } => {
                 "the stream is damaged here, or what stands before it was written by a QEMU this version does not know"

@@ -74,47 +74,44 @@ pub(crate) fn run(args: &ExtractArgs) -> Result<Exit, Failure> {
         pool = pool.num_threads(threads.into());
     }
     let pool = pool.build().map_err(|error| Failure::Other(format!("threads: {error}")))?;
-    pool.install(|| extract(args))
+    let bar = progress::is_visible(args.quiet);
+    pool.install(|| {
+        let shared = args.shared_files.iter().map(open_shared).collect::<Result<Vec<_>, _>>()?;
+        channels::with_stream(&args.source, bar, |input, stream| {
+            let mut stream = stream;
+            stream.check_whole().map_err(Failure::input(input.path()))?;
+            supply_shared(input.path(), &mut stream, &shared)?;
+            extract(args, input, &stream, bar)
+        })
+    })
 }
 
-fn extract(args: &ExtractArgs) -> Result<Exit, Failure> {
-    let path = &args.stream;
-    let input = open(path)?;
-    let bar = progress::is_visible(args.quiet);
-    let shared = args.shared_files.iter().map(open_shared).collect::<Result<Vec<_>, _>>()?;
-    let channels = args.channels.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
-    let mut stream = progress::index_or_salvage(&input, bar, args.salvage)?;
-    let page_size = stream.ram().map(Ram::page_size);
-    let unpacked = channels::unpack_all(&channels, page_size)?;
-    if !channels.is_empty() {
-        stream.join(&channels::pages(&channels, &unpacked)).map_err(Failure::input(path))?;
-    }
-    stream.check_whole().map_err(Failure::input(path))?;
-    supply_shared(path, &mut stream, &shared)?;
-    let blocks = choose_blocks(path, &stream, &args.blocks)?;
+fn extract(args: &ExtractArgs, input: &Input, stream: &Stream<'_>, bar: bool) -> Result<Exit, Failure> {
+    let path = &args.source.stream;
+    let blocks = choose_blocks(path, stream, &args.blocks)?;
     let target = args.output.clone().map_or_else(|| default_target(path), Ok)?;
     let mut staging = Staging::new(&target, args.force, path)?;
     name_earlier_files(&mut staging);
-    let images = write_images(&mut staging, &stream, &blocks, bar)?;
-    let block_devices = block_devices::write(&mut staging, &stream, args.block_devices)?;
-    let mut warnings = info::warnings(&stream);
+    let images = write_images(&mut staging, stream, &blocks, bar)?;
+    let block_devices = block_devices::write(&mut staging, stream, args.block_devices)?;
+    let mut warnings = info::warnings(stream);
     warnings.extend(block_devices.warning);
-    warnings.extend(write_state(&mut staging, &stream)?);
-    let entries = block_entries(&stream, &blocks, &images);
+    warnings.extend(write_state(&mut staging, stream)?);
+    let entries = block_entries(stream, &blocks, &images);
     // A device that QEMU described wrongly is whole in the stream, and its
     // bytes are in state.json: the output is as complete as the stream is.
     let is_partial = entries.iter().any(|entry| entry.status == Status::Absent)
         || stream.warnings().iter().any(|warning| warning.is_loss);
     let manifest = Manifest {
         ramlift: env!("CARGO_PKG_VERSION"),
-        source: Source::of(path, &input),
+        source: Source::of(path, input),
         machine: stream.configuration().map(|configuration| configuration.machine.to_string()),
         pages_per_pass: stream.ram().map(|ram| ram.pages_per_pass().to_vec()).unwrap_or_default(),
         blocks: entries,
         block_devices: block_devices.entries,
         salvaged: !stream.losses().is_empty(),
-        lost: info::lost(&stream),
-        doubtful_pages: info::doubtful_pages(&stream),
+        lost: info::lost(stream),
+        doubtful_pages: info::doubtful_pages(stream),
         warnings,
     };
     staging.write(MANIFEST, |out| terminal::write_json(out, &manifest))?;
@@ -164,12 +161,8 @@ fn choose_blocks(path: &Path, stream: &Stream<'_>, names: &[String]) -> Result<V
 /// A RAM block's name and the file that it was shared through.
 type Shared = (String, Input);
 
-fn open(path: &Path) -> Result<Input, Failure> {
-    Input::open(path).map_err(Failure::input(path))
-}
-
 fn open_shared(file: &SharedFile) -> Result<Shared, Failure> {
-    Ok((file.idstr.clone(), open(&file.path)?))
+    Ok((file.idstr.clone(), channels::open(&file.path)?))
 }
 
 /// Gives the stream the blocks that it does not have itself.
@@ -282,7 +275,7 @@ fn report(args: &ExtractArgs, target: &Path, manifest: &Manifest, passes: u64) -
     let count = manifest.blocks.iter().filter(|block| block.file.is_some()).count();
     writeln!(out, "{}: {count} RAM images, device state, manifest", target.display())
         .map_err(Failure::stdout)?;
-    if args.salvage {
+    if args.source.salvage {
         write_coverage(&mut out, manifest, passes).map_err(Failure::stdout)?;
     }
     terminal::finish(out)

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::args::InfoArgs;
 use crate::exit::{Exit, Failure};
-use crate::{progress, terminal};
+use crate::{channels, progress, terminal};
 
 /// The output of `info --json`.
 #[derive(Serialize)]
@@ -200,17 +200,17 @@ struct DescriptionReport {
 }
 
 pub(crate) fn run(args: &InfoArgs) -> Result<Exit, Failure> {
-    let input = Input::open(&args.stream).map_err(Failure::input(&args.stream))?;
-    let stream = progress::index_or_salvage(&input, progress::is_visible(false), args.salvage)?;
-    let report = report(&args.stream, &input, &stream);
-    if args.json {
-        terminal::print_json(&report)?;
-    } else {
-        let mut out = terminal::stdout();
-        write_text(&mut out, &report, &stream).map_err(Failure::stdout)?;
-        terminal::finish(out)?;
-    }
-    Ok(Exit::of(stream.warnings().iter().any(|warning| warning.is_loss)))
+    channels::with_stream(&args.source, progress::is_visible(false), |input, stream| {
+        let report = report(&args.source.stream, input, &stream);
+        if args.json {
+            terminal::print_json(&report)?;
+        } else {
+            let mut out = terminal::stdout();
+            write_text(&mut out, &report, &stream).map_err(Failure::stdout)?;
+            terminal::finish(out)?;
+        }
+        Ok(Exit::of(stream.warnings().iter().any(|warning| warning.is_loss)))
+    })
 }
 
 fn report(path: &Path, input: &Input, stream: &Stream<'_>) -> Report {

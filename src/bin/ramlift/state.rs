@@ -2,14 +2,14 @@
 
 use std::io::{self, Write};
 
-use ramlift::{Device, DeviceJson, Error, Input, Iterated, IteratedJson, Stream};
+use ramlift::{Device, DeviceJson, Error, Iterated, IteratedJson, Stream};
 use rayon::prelude::*;
 use wildmatch::WildMatch;
 
 use crate::args::StateArgs;
 use crate::exit::{Exit, Failure};
 use crate::raw::{self, RawChoice};
-use crate::{progress, terminal};
+use crate::{channels, progress, terminal};
 
 /// What is written of a stream's state.
 pub(crate) struct Chosen<'s, 'a> {
@@ -99,14 +99,16 @@ fn line(device: Device<'_>) -> io::Result<(Vec<u8>, Option<Error>)> {
 }
 
 pub(crate) fn run(args: &StateArgs) -> Result<Exit, Failure> {
-    let input = Input::open(&args.stream).map_err(Failure::input(&args.stream))?;
-    let stream = progress::index_or_salvage(&input, progress::is_visible(false), args.salvage)?;
+    channels::with_stream(&args.source, progress::is_visible(false), |_, stream| print(args, &stream))
+}
+
+fn print(args: &StateArgs, stream: &Stream<'_>) -> Result<Exit, Failure> {
     if let Some(idstr) = &args.raw {
-        return raw::print(&stream, &RawChoice { idstr, instance: args.instance, at: args.at });
+        return raw::print(stream, &RawChoice { idstr, instance: args.instance, at: args.at });
     }
-    let chosen = choose(&stream, &args.devices)?;
+    let chosen = choose(stream, &args.devices)?;
     let mut out = terminal::stdout();
-    let failures = write_report(&mut out, &stream, chosen).map_err(Failure::stdout)?;
+    let failures = write_report(&mut out, stream, chosen).map_err(Failure::stdout)?;
     terminal::finish(out)?;
     for warning in stream.warnings() {
         terminal::say(format_args!("warning: {warning}"));
