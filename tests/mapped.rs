@@ -344,6 +344,7 @@ fn a_background_snapshot_is_no_guest_of_zeros() {
     }
     assert_eq!(manifest["blocks"][0]["status"], "partial");
     assert!(manifest["lost"].as_array().unwrap().is_empty());
+    assert_eq!(manifest["salvaged"], true);
     let state = place.json("out/state.json");
     assert!(state["devices"].as_array().unwrap().iter().all(|device| device["status"] == "decoded"));
 }
@@ -400,6 +401,29 @@ fn lengths_that_the_stream_does_not_bear_out_cost_nothing() {
         let on_disk = |name: &String| place.join("out").join(name).metadata().unwrap().blocks() * 512;
         let all: u64 = files_in(place.join("out")).iter().map(on_disk).sum();
         assert!(all <= stream.len() as u64 + (1 << 20), "{all} bytes");
+    }
+}
+
+#[test]
+fn flipped_bits_of_entries_and_headers_do_no_harm() {
+    for name in ["pc-10.0-mapped-ram-live", "pc-11.1-mapped-ram-killed"] {
+        let mut stream = unpack(name);
+        let (areas, _) = areas(&stream);
+        for (nth, area) in areas.iter().enumerate().filter(|(nth, _)| nth % 2 == 0) {
+            for at in (area.entry..area.bitmap() + 2).step_by(3) {
+                let bit = 1 << ((at + nth) % 8);
+                stream[at] ^= bit;
+                // What stands in the blocks before is there all the same.
+                let salvaged = Stream::salvage(&stream, &Progress::new()).ok();
+                let ram = salvaged.as_ref().and_then(Stream::ram);
+                for (id, block, pages) in ram.iter().flat_map(|ram| ram.blocks()) {
+                    let held = pages.data_pages() + pages.fill_pages() + ram.unwrap().absent_pages(id);
+                    assert_eq!(held, block.used_length.div_ceil(PAGE as u64), "{name} at {at:#x}");
+                }
+                assert!(nth == 0 || ram.is_some_and(|ram| ram.blocks().len() >= nth), "{name} at {at:#x}");
+                stream[at] ^= bit;
+            }
+        }
     }
 }
 

@@ -109,7 +109,7 @@ fn extract(args: &ExtractArgs, input: &Input, stream: &Stream<'_>, bar: bool) ->
         pages_per_pass: stream.ram().map(|ram| ram.pages_per_pass().to_vec()).unwrap_or_default(),
         blocks: entries,
         block_devices: block_devices.entries,
-        salvaged: !stream.losses().is_empty(),
+        salvaged: info::is_salvaged(stream),
         lost: info::lost(stream),
         doubtful_pages: info::doubtful_pages(stream),
         warnings,

@@ -64,6 +64,11 @@ pub(crate) fn lost(stream: &Stream<'_>) -> Vec<Lost> {
     stream.losses().iter().map(lost).collect()
 }
 
+/// Whether this is what could be had of a stream that is not whole.
+pub(crate) fn is_salvaged(stream: &Stream<'_>) -> bool {
+    !stream.losses().is_empty() || !stream.doubtful_pages().is_empty()
+}
+
 pub(crate) fn doubtful_pages(stream: &Stream<'_>) -> Vec<Doubtful> {
     let doubtful = |page: &ramlift::DoubtfulPage| {
         let block = stream.ram().and_then(|ram| ram.block(page.block))?;
@@ -239,7 +244,7 @@ fn report(path: &Path, input: &Input, stream: &Stream<'_>) -> Report {
         sections: sections(stream),
         description,
         end: stream.end().0,
-        salvaged: !stream.losses().is_empty(),
+        salvaged: is_salvaged(stream),
         lost: lost(stream),
         doubtful_pages: doubtful_pages(stream),
         warnings: warnings(stream),
