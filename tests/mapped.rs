@@ -211,6 +211,16 @@ fn check_cut(stream: &[u8], cut: usize) {
     assert!(Stream::parse(cut_stream).is_err(), "cut at {cut:#x}");
     let loss = salvaged.losses().last().unwrap();
     assert_eq!(loss.offset.0 + loss.len, cut as u64, "{loss:?}");
+    // No more than what is not whole: an entry, a bitmap, a page.
+    if let Some(area) = areas.iter().find(|area| (area.entry..area.pages + area.used_length).contains(&cut)) {
+        let from = match cut {
+            _ if cut < area.bitmap() => area.entry,
+            _ if cut < area.bitmap_end() => area.bitmap(),
+            _ if cut < area.pages => cut,
+            _ => cut - (cut - area.pages) % PAGE,
+        };
+        assert_eq!(loss.offset.0, from as u64, "cut at {cut:#x}: {loss:?}");
+    }
 }
 
 /// Cuts a stream at places of all kinds.
@@ -278,7 +288,10 @@ fn a_cut_stream_is_an_error_but_with_salvage() {
         let [block] = &report["blocks"].as_array().unwrap()[..] else { panic!("{report}") };
         assert_eq!((&block["idstr"], &block["data_pages"]), (&"pc.ram".into(), &set(0..0x345).into()));
         assert_eq!(block["absent_pages"], set(0x345..0x1000));
-        assert_eq!(report["lost"][0]["offset"], cut);
+        assert_eq!(
+            (&report["lost"][0]["offset"], &report["lost"][0]["len"]),
+            (&(cut - 17).into(), &17.into())
+        );
         let why = report["lost"][0]["why"].as_str().unwrap();
         assert!(why.contains(&format!("{} pages of RAM block \"pc.ram\"", set(0x345..0x1000))), "{why}");
         assert_eq!(report["salvaged"], true);

@@ -46,6 +46,9 @@ pub(crate) struct BlockList {
     pub(crate) mapped: Vec<Option<MappedRamHeader>>,
     /// Bytes of the total that no entry has: the list was not read to its end.
     pub(crate) unlisted: u64,
+    /// With mapped-ram: where what is lost begins, if the input ends before
+    /// the pages of a block do.
+    pub(crate) cut_at: Option<StreamOffset>,
 }
 
 /// What the configuration says of the entries' layout.
@@ -71,8 +74,11 @@ impl BlockList {
             if layout.mapped_ram {
                 let header = mapped::read_header(&mut ahead, used_length, &mut common);
                 self.mapped.push(header.as_ref().ok().copied().flatten());
-                if let Some(Err(error)) = header?.map(|header| header.pass(&mut ahead, used_length)) {
+                if let Some(header) = header?
+                    && let Err(error) = header.pass(&mut ahead, used_length)
+                {
                     cursor.bytes(cursor.remaining())?;
+                    self.cut_at = Some(header.cut_at(cursor.offset(), used_length));
                     return Err(error);
                 }
             }

@@ -117,6 +117,24 @@ impl MappedRamHeader {
         cursor.bytes(used_length)?;
         Ok(())
     }
+
+    /// Bytes of the bitmap: up to a whole word of 64 bits, unless the writer
+    /// had words of 32.
+    fn bitmap_len(&self, used_length: u64) -> u64 {
+        let pages = self.page_size.pages_in(used_length);
+        let len = bitmap_len(pages, 8);
+        if len <= self.pages.0.saturating_sub(self.bitmap.0) { len } else { bitmap_len(pages, 4) }
+    }
+
+    /// Where what is lost begins if the input ends at `end`, before the pages
+    /// do: the bitmap, or the page, that is not whole.
+    pub(crate) fn cut_at(&self, end: StreamOffset, used_length: u64) -> StreamOffset {
+        match end.0.checked_sub(self.pages.0) {
+            Some(len) => StreamOffset(end.0 - len % self.page_size.bytes()),
+            None if end.0.saturating_sub(self.bitmap.0) < self.bitmap_len(used_length) => self.bitmap,
+            None => end,
+        }
+    }
 }
 
 /// Bytes of a bitmap for `pages` pages in words of `word_len` bytes.
@@ -230,12 +248,9 @@ impl<'a> MappedPages<'a> {
     /// [`set_order`]: Self::set_order
     pub(crate) fn new(input: &'a [u8], header: &MappedRamHeader, used_length: u64) -> Option<Self> {
         let page_count = header.page_size.pages_in(used_length);
-        // Up to a whole word of 64 bits, unless the writer had words of 32.
-        let room = header.pages.0.saturating_sub(header.bitmap.0);
-        let len = bitmap_len(page_count, 8);
-        let len = if len <= room { len } else { bitmap_len(page_count, 4) };
         let start = index(header.bitmap.0)?;
-        let bitmap = input.get(start..start.checked_add(index(len)?)?)?;
+        let len = index(header.bitmap_len(used_length))?;
+        let bitmap = input.get(start..start.checked_add(len)?)?;
         let available = (input.len() as u64).saturating_sub(header.pages.0);
         let whole_count =
             if available >= used_length { page_count } else { available / header.page_size.bytes() };

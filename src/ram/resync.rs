@@ -149,6 +149,12 @@ impl<'a> RamReader<'a, '_> {
         self.first_record
     }
 
+    /// Where what is lost begins, if the input ends in the block list among
+    /// pages.
+    pub(crate) fn cut_at(&self) -> Option<StreamOffset> {
+        self.list.as_ref()?.cut_at
+    }
+
     /// The last record that was read, and where it ends.
     pub(crate) fn last_record(&self) -> Option<(PageRecord, StreamOffset)> {
         let last = self.last?;

@@ -181,7 +181,8 @@ impl<'a, 'p> Salvage<'a, 'p> {
                 && (section.kind != SectionType::Start || first_record > section.body);
             section.handler.idstr == *"ram" && section.kind != SectionType::Full && has_list && !is_order
         });
-        let at = if is_in_ram_body { self.walk.cursor.offset() } else { self.walk.record };
+        let here = self.walk.ram.cut_at().unwrap_or(self.walk.cursor.offset());
+        let at = if is_in_ram_body { here } else { self.walk.record };
         Failure { at, section, is_in_ram_body, error }
     }
 
@@ -295,7 +296,9 @@ impl<'a, 'p> Salvage<'a, 'p> {
         if section.body < failure.at || section.kind == SectionType::Start {
             self.walk.sections.push(Section { body_end: failure.at, ..section.clone() });
         }
-        self.doubt_last(&section, failure).unwrap_or(failure.at).max(self.floor)
+        // Pages that the input ends among are not searched.
+        let cut = self.walk.ram.cut_at().map(|_| self.walk.cursor.offset());
+        cut.or_else(|| self.doubt_last(&section, failure)).unwrap_or(failure.at).max(self.floor)
     }
 
     /// Doubts the page before a bad record: where damage shows is not where it
