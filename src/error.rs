@@ -128,6 +128,14 @@ pub enum ErrorKind {
         /// What would have to be gone back to.
         what: &'static str,
     },
+    /// With mapped-ram: nothing says which pages of a block are in the stream.
+    #[error(
+        "the bitmap of RAM block \"{idstr}\" was never written: the ram section has no END, as in a background snapshot"
+    )]
+    BitmapUnwritten {
+        /// The block's name.
+        idstr: String,
+    },
     /// A device and its description disagree.
     #[error("{why}")]
     Device {
@@ -213,7 +221,7 @@ impl Error {
                 "give a file written by `migrate file:…`, `migrate exec:cat>…` or `virsh dump`"
             }
             ErrorKind::Part { .. } => {
-                "the pages went through other connections: give what was captured of each with `extract --channel FILE`, once for each; without them this is a guest with empty memory"
+                "the pages went through other connections: give what was captured of each with `--channel FILE`, once for each; without them this is a guest with empty memory"
             }
             ErrorKind::GoneBy { .. } => "write it to a file first, and give that",
             ErrorKind::RecordType { .. } | ErrorKind::Footer { .. } | ErrorKind::RamFlags { .. } => {

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::error::Result;
 use crate::progress::Progress;
-use crate::ram::page::{PageReader, gone_by};
+use crate::ram::page::{PageReader, gone_by, is_zero};
 use crate::ram::{PageRun, PageSource, Ram, RunContent, Stretch};
 use crate::units::{BlockId, BlockOffset, StreamOffset, index};
 
@@ -449,10 +449,4 @@ impl PieceBuffer {
     fn clear(&mut self) {
         self.truncate(0);
     }
-}
-
-/// Whether all bytes are zero. Pages that are not show it in their first few
-/// bytes, nearly always.
-fn is_zero(page: &[u8]) -> bool {
-    page.chunks(64).all(|chunk| chunk.iter().fold(0, |any, byte| any | byte) == 0)
 }

@@ -30,13 +30,16 @@ impl fmt::Display for Loss {
     }
 }
 
-/// A page whose record is whole, but stands where damage may have begun.
+/// A page whose record is whole, but stands where damage may have begun; or
+/// pages in a row that are there, but that nothing says are the guest's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DoubtfulPage {
     /// Whose page.
     pub block: BlockId,
-    /// Which page.
+    /// Which page, or the first.
     pub offset: BlockOffset,
-    /// Where its record's payload begins.
+    /// How many in a row.
+    pub pages: u64,
+    /// Where its bytes begin.
     pub payload: StreamOffset,
 }

@@ -131,16 +131,23 @@ impl<'a> Stream<'a> {
             let text = LONE_CHANNEL.to_owned();
             walked.warnings.push(Warning { offset: Some(ram.first_record()), text, is_loss: true });
         }
+        if let Some(error) = walked.ram.as_ref().and_then(unwritten) {
+            let warning = Warning { offset: error.offset(), text: error.kind().to_string(), is_loss: true };
+            walked.warnings.push(warning);
+        }
         Self(walked)
     }
 
-    /// Refuses a stream whose pages are in other files: the main channel of a
-    /// multifd migration, whose [channels](Self::join) are not there. Its
-    /// devices can be read; its memory would seem to be zero.
+    /// Refuses a stream whose memory would seem to be zero, although its
+    /// devices can be read: the main channel of a multifd migration, whose
+    /// [channels](Self::join) are not there, and mapped-ram without bitmaps.
     ///
     /// # Errors
-    /// [`ErrorKind::Part`].
+    /// [`ErrorKind::Part`], [`ErrorKind::BitmapUnwritten`].
     pub fn check_whole(&self) -> Result<()> {
+        if let Some(error) = self.ram().and_then(unwritten) {
+            return Err(error);
+        }
         match self.ram().filter(|ram| ram.is_lone_channel()) {
             Some(ram) => {
                 let kind = ErrorKind::Part { why: LONE_CHANNEL.to_owned() };
@@ -186,7 +193,10 @@ impl<'a> Stream<'a> {
                 let error = Error::at(stream.end(), ErrorKind::RecordType { met: 0 });
                 Ok(salvage(input, progress, error).map_or(stream, Self::tolerated))
             }
-            Ok(stream) => Ok(stream),
+            Ok(stream) => match stream.ram().and_then(unwritten) {
+                Some(error) => salvage(input, progress, error).map(Self::tolerated),
+                None => Ok(stream),
+            },
             Err(error) => salvage(input, progress, error).map(Self::tolerated),
         }
     }
@@ -313,4 +323,12 @@ impl<'a> Stream<'a> {
         };
         count("cpu").max(count("cpu_common"))
     }
+}
+
+/// The failure of a block of mapped-ram whose bitmap was not written, and whose
+/// pages were not taken by their content instead.
+fn unwritten(ram: &Ram<'_>) -> Option<Error> {
+    let block = ram.block(ram.unwritten().last()?)?;
+    let kind = ErrorKind::BitmapUnwritten { idstr: block.idstr.to_string() };
+    Some(Error::at(block.offset, kind).inside("ram section"))
 }

@@ -9,6 +9,7 @@
 //! Source followed: QEMU `migration/savevm.c` (`qemu_loadvm_state_main`).
 
 mod going_by;
+mod mapped;
 mod salvage;
 
 use std::cell::Cell;
@@ -201,7 +202,11 @@ impl<'a, 'p> Walk<'a, 'p> {
     fn read_ram(&mut self, kind: SectionType, version_id: u32) -> Result<()> {
         self.ram_is_iterating = kind != SectionType::End;
         if kind != SectionType::Start {
-            return self.read_pages();
+            self.read_pages()?;
+            if kind == SectionType::End {
+                self.ram.end();
+            }
+            return Ok(());
         }
         if self.ram.has_started() {
             let what = "a second ram section";

@@ -491,6 +491,15 @@ fn reads_compressed_pages() {
 #[test]
 fn reads_mapped_ram() {
     check("pc-11.1-mapped-ram", paused("pc-i440fx-11.1"));
+    // Pages have one place each: nothing shows how often they were sent.
+    check("pc-10.0-mapped-ram-live", paused("pc-i440fx-10.0"));
+}
+
+#[test]
+fn refuses_mapped_ram_without_bitmaps() {
+    // tests/mapped.rs salvages them.
+    check_refused("pc-10.0-mapped-ram-snapshot", &["bitmap", "never written", "--salvage"]);
+    check_refused("pc-11.1-mapped-ram-killed", &["the input ends here", "--salvage"]);
 }
 
 // What is not read.

@@ -194,6 +194,39 @@ fn the_command_joins_channels() {
 }
 
 #[test]
+fn info_and_state_take_channels_too() {
+    for name in LIVE {
+        let (place, args) = captured(name);
+        let with_channels = |command: &[&str]| {
+            let command = command.iter().map(|arg| (*arg).to_owned()).chain(args[4..].iter().cloned());
+            run(&place, &command.collect::<Vec<_>>())
+        };
+        let output = with_channels(&["info", "stream", "--json"]).expect_code(0);
+        let info = output.json();
+        assert!(info["warnings"].as_array().unwrap().is_empty(), "{name:?}: {}", info["warnings"]);
+        run(&place, &args).expect_code(0);
+        let manifest = place.json("out/manifest.json");
+        let counts = |report: &Value| -> Vec<Vec<Value>> {
+            let keys = ["idstr", "data_pages", "fill_pages", "resent_pages", "absent_pages"];
+            let blocks = report["blocks"].as_array().unwrap().iter();
+            blocks.map(|block| keys.map(|key| block[key].clone()).to_vec()).collect()
+        };
+        assert_eq!(counts(&info), counts(&manifest), "{name:?}");
+        assert!(info["blocks"][0]["data_pages"].as_u64().unwrap() > 0, "{name:?}");
+        assert_eq!(with_channels(&["info", "stream"]).expect_code(0).stderr, "");
+        let state = with_channels(&["state", "stream"]).expect_code(0);
+        assert_eq!(state.stderr, "");
+        assert_eq!(state.stdout, place.read("out/state.json"), "{name:?}");
+        place.ramlift(&["state", "stream"]).expect_code(3);
+        // One twice, and one missing.
+        let output = with_channels(&["info", "stream", "--channel", "channel-0"]).expect_code(1);
+        assert!(output.stderr.contains("given twice") && output.stdout.is_empty(), "{}", output.stderr);
+        let output = place.ramlift(&["state", "stream", "--channel", "channel-1"]).expect_code(1);
+        assert!(output.stderr.contains("channel 0 is missing"), "{}", output.stderr);
+    }
+}
+
+#[test]
 fn a_main_channel_alone_is_refused_by_what_it_is() {
     for name in LIVE {
         let (place, args) = captured(name);

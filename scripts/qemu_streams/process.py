@@ -55,6 +55,11 @@ class Qemu:
         except subprocess.TimeoutExpired as error:
             raise StreamError("QEMU does not exit") from error
 
+    def kill(self) -> None:
+        """Ends QEMU at once, whatever it is doing."""
+        self._process.kill()
+        self._process.wait()
+
     def _receive(self) -> dict:
         try:
             line = self._lines.readline()

@@ -21,7 +21,7 @@ def receive(row: Row, size: int, host: Host, directory: Path):
     if row.scenario == "postcopy":
         with _destination(row, size, host, directory) as destination:
             yield destination
-    elif row.channels or row.scenario == "snapshot":
+    elif row.channels or (row.scenario == "snapshot" and not row.mapped):
         pace = size if row.scenario == "snapshot" else None
         with capture.listen(directory, pace) as listener:
             yield listener

@@ -91,7 +91,12 @@ class Row:
     @property
     def channels(self) -> bool:
         """Whether the pages go through connections of their own."""
-        return "multifd" in self.capabilities and "mapped-ram" not in self.capabilities
+        return "multifd" in self.capabilities and not self.mapped
+
+    @property
+    def mapped(self) -> bool:
+        """Whether each page has its place in the stream, which has to be a file."""
+        return "mapped-ram" in self.capabilities
 
     def main_backends(self) -> tuple[Backend, ...]:
         """The backends that make up main memory, in order of address."""
@@ -106,7 +111,7 @@ class Row:
     def backend_bytes(self, backend: Backend, size: int) -> int:
         """Size of a backend if the RAM size asked for is `size`."""
         whole = int((self.board.ram_bytes or size) * backend.share) // MIB * MIB
-        written = self.scenario != "paused" and backend is not self.dimm
+        written = self.scenario not in ("paused", "killed") and backend is not self.dimm
         return whole - LIVE_SHORTFALL if written else whole
 
     def ram_bytes(self, size: int) -> int:
@@ -335,6 +340,14 @@ ROWS = (
     Row("pc-mapped-ram", PC, capabilities=("mapped-ram",)),
     Row("pc-mapped-ram-live", PC, "live", capabilities=("mapped-ram",)),
     Row("pc-mapped-ram-multifd", PC, capabilities=("mapped-ram", "multifd")),
+    # Without bitmaps: QEMU writes them last, and for a background snapshot never.
+    Row("pc-mapped-ram-killed", PC, "killed", capabilities=("mapped-ram",)),
+    Row(
+        "pc-mapped-ram-snapshot",
+        PC,
+        "snapshot",
+        capabilities=("mapped-ram", "background-snapshot"),
+    ),
     Row("pc-ignore-shared", PC, capabilities=("x-ignore-shared",)),
     # Taken in by another QEMU, which runs before it has all pages.
     Row("pc-postcopy", PC, "postcopy", capabilities=("postcopy-ram",)),

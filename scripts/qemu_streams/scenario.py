@@ -19,6 +19,8 @@ UNLIMITED = 1 << 40  # bytes per second
 # raised. Even then it has a limit, because QEMU looks at a new downtime limit up
 # to 100 ms later and goes on with its passes until then.
 LOW, RAISED = 1.5, 8
+# That of a migration that is killed in its first pass.
+KILLED = 0.4
 # What multifd compression leaves of this guest's pages. QEMU's limit is on what goes
 # out; 7.2 reckons with what goes into compression.
 COMPRESSED = 1 / 128
@@ -35,7 +37,7 @@ def prepare(
         qemu.execute("cont")
         _wait_for_guest(row, size, qemu, directory)
     set_capabilities(row, qemu)
-    if row.scenario in ("paused", "snapshot"):
+    if row.scenario in ("paused", "snapshot", "killed"):
         qemu.execute("stop")
     if row.scenario == "paused":
         _set_up(row, qemu)
@@ -69,6 +71,14 @@ def migrate(row: Row, size: int, qemu: Qemu) -> dict:
             _migrate(row, qemu)
             _wait_for_passes(qemu)
             qemu.execute("migrate-start-postcopy")
+        case "killed":
+            # The stream ends where QEMU was: there is no end to wait for.
+            _set_limits(qemu, int(size * KILLED), NEVER_MS)
+            _migrate(row, qemu)
+            _wait_for_bytes(qemu, size // 8)
+            figures = _status(qemu)
+            qemu.kill()
+            return figures
         case "snapshot":
             # QEMU first sends a page that the guest is about to write to. It sets no
             # limit to bandwidth then: the socket's other end does.
@@ -146,7 +156,7 @@ def _set_limits(qemu: Qemu, bandwidth: int, downtime_ms: int) -> None:
 
 
 def _migrate(row: Row, qemu: Qemu) -> None:
-    if row.channels or row.scenario in ("postcopy", "snapshot"):
+    if row.channels or (row.scenario in ("postcopy", "snapshot") and not row.mapped):
         uri = f"unix:{capture.SOCKET}"
     elif qemu.version >= FILE_URI_SINCE:
         uri = f"file:{STREAM}"

@@ -17,7 +17,7 @@ use std::collections::HashMap;
 use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::idstr::Idstr;
-use crate::ram::mapped::{self, MappedRamHeader, Shift};
+use crate::ram::mapped::{self, Common, MappedRamHeader};
 use crate::units::{BlockId, StreamOffset};
 use crate::wire::{limit, ram_flag};
 
@@ -44,6 +44,11 @@ pub(crate) struct BlockList {
     by_idstr: HashMap<Box<[u8]>, BlockId>,
     /// With mapped-ram: where the pages of each are, if they are in the file.
     pub(crate) mapped: Vec<Option<MappedRamHeader>>,
+    /// Bytes of the total that no entry has: the list was not read to its end.
+    pub(crate) unlisted: u64,
+    /// With mapped-ram: where what is lost begins, if the input ends before
+    /// the pages of a block do.
+    pub(crate) cut_at: Option<StreamOffset>,
 }
 
 /// What the configuration says of the entries' layout.
@@ -54,21 +59,32 @@ pub(crate) struct RamLayout {
 }
 
 impl BlockList {
-    /// Reads the list behind the MEM_SIZE word that promised `total` bytes.
-    pub(crate) fn parse(cursor: &mut Cursor<'_>, total: u64, layout: RamLayout) -> Result<Self> {
-        let mut list = Self::default();
-        let mut listed = 0u64;
-        let mut shift = Shift::default();
-        while listed < total {
-            let block = parse_entry(cursor, total - listed, layout)?;
+    /// Reads the list behind the MEM_SIZE word that promised `total` bytes. On
+    /// an error the list has what stands before; the cursor is where that
+    /// ends, which is the input's end if it is among the pages of mapped-ram.
+    pub(crate) fn read(&mut self, cursor: &mut Cursor<'_>, total: u64, layout: RamLayout) -> Result<()> {
+        self.unlisted = total;
+        let mut common = Common::default();
+        while self.unlisted > 0 {
+            let mut ahead = *cursor;
+            let block = parse_entry(&mut ahead, self.unlisted, layout)?;
             let used_length = block.used_length;
-            listed += used_length;
-            list.insert(block)?;
+            self.insert(block)?;
+            self.unlisted -= used_length;
             if layout.mapped_ram {
-                list.mapped.push(mapped::read_header(cursor, used_length, &mut shift)?);
+                let header = mapped::read_header(&mut ahead, used_length, &mut common);
+                self.mapped.push(header.as_ref().ok().copied().flatten());
+                if let Some(header) = header?
+                    && let Err(error) = header.pass(&mut ahead, used_length)
+                {
+                    cursor.bytes(cursor.remaining())?;
+                    self.cut_at = Some(header.cut_at(cursor.offset(), used_length));
+                    return Err(error);
+                }
             }
+            *cursor = ahead;
         }
-        Ok(list)
+        Ok(())
     }
 
     fn insert(&mut self, block: RamBlock) -> Result<()> {
@@ -80,10 +96,11 @@ impl BlockList {
                 ErrorKind::Limit { what: "number of RAM blocks", met: bound + 1, bound },
             ));
         }
-        if self.by_idstr.insert(block.idstr.as_bytes().into(), id).is_some() {
+        if self.find(block.idstr.as_bytes()).is_some() {
             let met = format!("\"{}\" a second time", block.idstr);
             return Err(malformed(block.offset, "block list", met, "each name once"));
         }
+        self.by_idstr.insert(block.idstr.as_bytes().into(), id);
         self.blocks.push(block);
         Ok(())
     }

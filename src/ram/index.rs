@@ -484,14 +484,14 @@ pub enum RunContent<'r> {
 impl<'a> BlockPages<'a> {
     /// Pages that a bitmap finds.
     pub(crate) fn mapped(pages: MappedPages<'a>, page_size: TargetPageSize) -> Self {
-        let data_pages = pages.set_count();
+        let (data_pages, fill_pages) = pages.counts();
         Self {
             data_pages,
-            fill_pages: pages.page_count() - data_pages,
+            fill_pages,
             xbzrle_pages: 0,
             orphan_pages: 0,
             first_orphan: None,
-            records: pages.page_count(),
+            records: data_pages + fill_pages,
             pages: Pages::Mapped(pages),
             page_size,
         }
@@ -505,6 +505,14 @@ impl<'a> BlockPages<'a> {
             *deltas = Vec::new();
         }
         self
+    }
+
+    /// The pages, if they are those of mapped-ram.
+    pub(crate) fn as_mapped(&self) -> Option<&MappedPages<'a>> {
+        match &self.pages {
+            Pages::Mapped(pages) => Some(pages),
+            Pages::Records { .. } => None,
+        }
     }
 
     /// Pages that hold data, in whatever encoding.
@@ -656,7 +664,11 @@ impl BlockPages<'_> {
 
     /// How many pages have their last record before `place`.
     pub(crate) fn last_sent_before(&self, place: StreamOffset) -> u64 {
-        let Pages::Records { extents, deltas } = &self.pages else { return 0 };
+        let (extents, deltas) = match &self.pages {
+            Pages::Records { extents, deltas } => (extents, deltas),
+            // Without a bitmap the migration was not over.
+            Pages::Mapped(pages) => return if pages.is_by_content() { self.data_pages } else { 0 },
+        };
         let sent_before = |extent: &Extent| match place.0.checked_sub(extent.payload) {
             Some(len) => len.div_ceil(extent.stride(self.page_size).max(1)).min(extent.count.into()),
             None => 0,

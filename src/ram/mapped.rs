@@ -8,20 +8,27 @@
 //! used_length bytes of pages  at pages_offset; the next entry stands behind
 //! ```
 //!
-//! Offsets count from the file's begin (see [`Shift`]). A set bit: the page is in the file.
+//! Offsets count from the file's begin (see [`Common`]). A set bit: the page is in the file.
 //! A clear one: the page is zero, whatever is there. Both offsets 0: a block
 //! that `x-ignore-shared` left out (11.1). The bitmap is an array of the
 //! host's `unsigned long`, and nothing says which host that was: see
 //! [`WordOrder`].
 //!
+//! Headers are written first, pages as they go, and all bitmaps at the very
+//! end, in the END section, one behind the other. A migration that was ended
+//! before leaves a file of pages whose bitmaps are holes; so does a background
+//! snapshot, which has no END. See [`MappedPages::by_content`].
+//!
 //! Source followed: QEMU `migration/ram.c` (`mapped_ram_setup_ramblock`,
-//! `parse_ramblock_mapped_ram`).
+//! `ram_save_file_bmap`, `parse_ramblock_mapped_ram`).
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ram::index::{PageRun, PageSource, RunContent};
+use crate::ram::page::is_zero;
 use crate::units::{BlockOffset, StreamOffset, TargetPageSize, index};
 
 /// `MAPPED_RAM_HDR_VERSION`.
@@ -35,30 +42,45 @@ pub(crate) struct MappedRamHeader {
     pages: StreamOffset,
 }
 
-/// How far offsets are from the stream's begin: they count from the begin of
-/// the file that was written to, where a stream may stand further on
-/// (`file:…,offset=`). Nothing says how far; the first bitmap's place does.
+/// What the headers of a stream have in common: the page size, and how far
+/// offsets are from the stream's begin. They count from the begin of the file
+/// that was written to, where a stream may stand further on (`file:…,offset=`).
+/// Nothing says how far; the first bitmap's place does.
 #[derive(Clone, Copy, Default, Debug)]
-pub(crate) struct Shift(Option<u64>);
+pub(crate) struct Common {
+    shift: Option<u64>,
+    page_size: Option<TargetPageSize>,
+}
 
-impl Shift {
+impl Common {
     /// Holds `offset`, which the header gives, against the place `here`.
     fn fits(&mut self, offset: u64, here: StreamOffset) -> bool {
         let shift = offset.checked_sub(here.0);
-        shift.is_some_and(|shift| *self.0.get_or_insert(shift) == shift)
+        shift.is_some_and(|shift| *self.shift.get_or_insert(shift) == shift)
     }
 
     fn undone(self, offset: u64) -> Option<StreamOffset> {
-        offset.checked_sub(self.0.unwrap_or(0)).map(StreamOffset)
+        offset.checked_sub(self.shift.unwrap_or(0)).map(StreamOffset)
+    }
+
+    fn page_size(&mut self, at: StreamOffset, bytes: u64) -> Result<TargetPageSize> {
+        let bad = |met, expected: &str| malformed(at, "page size of a mapped-ram block", met, expected);
+        let size = TargetPageSize::from_bytes(bytes)
+            .ok_or_else(|| bad(format!("{bytes:#x}"), "a power of two from 256 to 65536"))?;
+        let first = *self.page_size.get_or_insert(size);
+        if size == first {
+            return Ok(size);
+        }
+        Err(bad(size.to_string(), &format!("{first}, as the other blocks have")))
     }
 }
 
-/// Reads the header of a block of `used_length` bytes and moves to behind its
-/// pages. `None` for a block that is not in the file.
+/// Reads the header of a block of `used_length` bytes. `None` for a block that
+/// is not in the file.
 pub(crate) fn read_header(
     cursor: &mut Cursor<'_>,
     used_length: u64,
-    shift: &mut Shift,
+    common: &mut Common,
 ) -> Result<Option<MappedRamHeader>> {
     let at = cursor.offset();
     let version = cursor.be32()?;
@@ -68,27 +90,51 @@ pub(crate) fn read_header(
     }
     let page_size = cursor.be64()?;
     let (bitmap, pages) = (cursor.be64()?, cursor.be64()?);
-    let Some(page_size) = TargetPageSize::from_bytes(page_size) else {
-        let expected = "a power of two from 256 to 65536";
-        return Err(malformed(at, "page size of a mapped-ram block", format!("{page_size:#x}"), expected));
-    };
+    let page_size = common.page_size(at, page_size)?;
     if (bitmap, pages) == (0, 0) {
         return Ok(None);
     }
     let here = cursor.offset();
-    if !shift.fits(bitmap, here) {
+    if !common.fits(bitmap, here) {
         return Err(malformed(at, "bitmap_offset", format!("{bitmap:#x}"), &format!("{here}, right behind")));
     }
-    cursor.bytes(bitmap_len(page_size.pages_in(used_length), 4))?;
-    let behind = cursor.offset();
-    let pages_at = shift.undone(pages).filter(|pages_at| *pages_at >= behind);
+    let behind = here.checked_add(bitmap_len(page_size.pages_in(used_length), 4));
+    let pages_at = common.undone(pages).filter(|pages_at| Some(*pages_at) >= behind && behind.is_some());
     let Some(pages_at) = pages_at else {
-        let expected = format!("{behind} or more, behind the bitmap");
+        let expected = format!("{} or more, behind the bitmap", behind.unwrap_or_default());
         return Err(malformed(at, "pages_offset", format!("{pages:#x}"), &expected));
     };
-    cursor.bytes(pages_at.0 - behind.0)?;
-    cursor.bytes(used_length)?;
     Ok(Some(MappedRamHeader { page_size, bitmap: here, pages: pages_at }))
+}
+
+impl MappedRamHeader {
+    /// Moves from behind the header to behind the pages.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Truncated`] if the input ends before.
+    pub(crate) fn pass(&self, cursor: &mut Cursor<'_>, used_length: u64) -> Result<()> {
+        cursor.bytes(self.pages.0.saturating_sub(cursor.offset().0))?;
+        cursor.bytes(used_length)?;
+        Ok(())
+    }
+
+    /// Bytes of the bitmap: up to a whole word of 64 bits, unless the writer
+    /// had words of 32.
+    fn bitmap_len(&self, used_length: u64) -> u64 {
+        let pages = self.page_size.pages_in(used_length);
+        let len = bitmap_len(pages, 8);
+        if len <= self.pages.0.saturating_sub(self.bitmap.0) { len } else { bitmap_len(pages, 4) }
+    }
+
+    /// Where what is lost begins if the input ends at `end`, before the pages
+    /// do: the bitmap, or the page, that is not whole.
+    pub(crate) fn cut_at(&self, end: StreamOffset, used_length: u64) -> StreamOffset {
+        match end.0.checked_sub(self.pages.0) {
+            Some(len) => StreamOffset(end.0 - len % self.page_size.bytes()),
+            None if end.0.saturating_sub(self.bitmap.0) < self.bitmap_len(used_length) => self.bitmap,
+            None => end,
+        }
+    }
 }
 
 /// Bytes of a bitmap for `pages` pages in words of `word_len` bytes.
@@ -124,15 +170,66 @@ impl WordOrder {
     }
 }
 
+/// What tells which pages are in the file.
+#[derive(Clone, Debug)]
+enum Bits<'a> {
+    /// Every page is.
+    All,
+    /// The block's bitmap: what it leaves out is zero.
+    Bitmap(&'a [u8]),
+    /// Where there are bytes, little endian: of other pages nothing is known.
+    Content(Arc<[u8]>),
+}
+
 /// The pages of one block, found by its bitmap.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct MappedPages<'a> {
-    /// `None`: every page is there.
-    bitmap: Option<&'a [u8]>,
+    bits: Bits<'a>,
     order: WordOrder,
     page_count: u64,
+    /// How many pages lie before the end of the input.
+    whole_count: u64,
     pages: StreamOffset,
     page_size: TargetPageSize,
+}
+
+/// What the stream has of a page.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Data,
+    Zero,
+    Absent,
+}
+
+/// Eight pages: those of data, and those that are zero; the stream has nothing
+/// of the others.
+#[derive(Clone, Copy)]
+struct Eight {
+    data: u8,
+    zero: u8,
+}
+
+impl Eight {
+    fn kind(self, nth: u64) -> Kind {
+        match (self.data >> nth & 1, self.zero >> nth & 1) {
+            (1, _) => Kind::Data,
+            (_, 1) => Kind::Zero,
+            _ => Kind::Absent,
+        }
+    }
+
+    fn are_all(self, kind: Kind) -> bool {
+        match kind {
+            Kind::Data => self.data == 0xff,
+            Kind::Zero => self.zero == 0xff,
+            Kind::Absent => self.data | self.zero == 0,
+        }
+    }
+}
+
+/// The bits of the first `count` of eight pages.
+fn first(count: u64) -> u8 {
+    ((1u16 << count.min(8)) - 1).to_le_bytes()[0]
 }
 
 impl<'a> MappedPages<'a> {
@@ -140,100 +237,168 @@ impl<'a> MappedPages<'a> {
     /// other from `at` on, all of them.
     pub(crate) fn whole(at: StreamOffset, used_length: u64, page_size: TargetPageSize) -> Self {
         let page_count = page_size.pages_in(used_length);
-        Self { bitmap: None, order: WordOrder::Little, page_count, pages: at, page_size }
+        let (bits, order) = (Bits::All, WordOrder::Little);
+        Self { bits, order, page_count, whole_count: page_count, pages: at, page_size }
     }
 
     /// The pages of a block of `used_length` bytes, whose header was read
-    /// from `input`. The order of the bitmap's words is [`set_order`]'s to say.
+    /// from `input`; `None` if the input ends in its bitmap or before. The
+    /// order of the bitmap's words is [`set_order`]'s to say.
     ///
     /// [`set_order`]: Self::set_order
-    pub(crate) fn new(input: &'a [u8], header: &MappedRamHeader, used_length: u64) -> Self {
+    pub(crate) fn new(input: &'a [u8], header: &MappedRamHeader, used_length: u64) -> Option<Self> {
         let page_count = header.page_size.pages_in(used_length);
-        // Up to a whole word of 64 bits; the stream has room for it, or the
-        // writer had words of 32.
-        let from = |len: u64| {
-            let start = index(header.bitmap.0)?;
-            input.get(start..start.checked_add(index(len)?)?)
-        };
-        let bitmap = [8, 4].into_iter().find_map(|word_len| from(bitmap_len(page_count, word_len)));
-        Self {
-            bitmap: Some(bitmap.unwrap_or_default()),
+        let start = index(header.bitmap.0)?;
+        let len = index(header.bitmap_len(used_length))?;
+        let bitmap = input.get(start..start.checked_add(len)?)?;
+        let available = (input.len() as u64).saturating_sub(header.pages.0);
+        let whole_count =
+            if available >= used_length { page_count } else { available / header.page_size.bytes() };
+        Some(Self {
+            bits: Bits::Bitmap(bitmap),
             order: WordOrder::Little,
             page_count,
+            whole_count,
             pages: header.pages,
             page_size: header.page_size,
-        }
+        })
     }
 
     pub(crate) fn set_order(&mut self, order: WordOrder) {
         self.order = order;
     }
 
-    pub(crate) fn page_count(&self) -> u64 {
-        self.page_count
+    /// Whether the bitmap has no bit that is set: as long as it is not
+    /// written, it has none.
+    pub(crate) fn is_blank(&self) -> bool {
+        matches!(self.bits, Bits::Bitmap(bitmap) if is_zero(bitmap))
+    }
+
+    /// The pages that are more than zeros, whatever the bitmap says. The
+    /// others are absent: they were zero, or not written yet.
+    pub(crate) fn by_content(&self, input: &[u8]) -> Self {
+        let page_len = index(self.page_size.bytes()).unwrap_or(usize::MAX);
+        let eight = |eight: &[u8]| {
+            let pages = eight.chunks(page_len).zip(0..8);
+            pages.fold(0, |bits, (page, nth)| bits | u8::from(!is_zero(page)) << nth)
+        };
+        let bits = self.area(input).chunks(page_len.saturating_mul(8)).map(eight).collect();
+        Self { bits: Bits::Content(bits), order: WordOrder::Little, ..self.clone() }
+    }
+
+    pub(crate) fn is_by_content(&self) -> bool {
+        matches!(self.bits, Bits::Content(_))
+    }
+
+    /// How many pages that the bitmap leaves out have bytes at their place.
+    pub(crate) fn left_out(&self, input: &[u8]) -> u64 {
+        let page_len = index(self.page_size.bytes()).unwrap_or(usize::MAX);
+        let pages = self.area(input).chunks(page_len).zip(0..);
+        pages.filter(|(page, nth)| self.kind(*nth) == Kind::Zero && !is_zero(page)).count() as u64
+    }
+
+    /// The bytes of the pages that lie before the end of the input.
+    fn area<'i>(&self, input: &'i [u8]) -> &'i [u8] {
+        let from = index(self.pages.0).and_then(|start| input.get(start..)).unwrap_or_default();
+        let len = index(self.whole_count.saturating_mul(self.page_size.bytes()));
+        len.and_then(|len| from.get(..len)).unwrap_or(from)
     }
 
     /// The bits of eight pages, those behind the last page among them.
     fn byte(&self, order: WordOrder, nth: usize) -> u8 {
-        self.bitmap.map_or(0xff, |bitmap| bitmap.get(order.place(nth)).copied().unwrap_or(0))
-    }
-
-    /// The bits of eight pages: none behind the last page.
-    fn bits(&self, nth: u64) -> u8 {
-        let left = self.page_count.saturating_sub(nth * 8).min(8);
-        let mask = ((1u16 << left) - 1).to_le_bytes()[0];
-        index(nth).map_or(0, |nth| self.byte(self.order, nth)) & mask
-    }
-
-    fn is_set(&self, page: u64) -> bool {
-        self.bits(page / 8) >> (page % 8) & 1 == 1
-    }
-
-    /// How many pages are in the file.
-    pub(crate) fn set_count(&self) -> u64 {
-        if self.bitmap.is_none() {
-            return self.page_count;
+        match &self.bits {
+            Bits::All => 0xff,
+            Bits::Bitmap(bitmap) => bitmap.get(order.place(nth)).copied().unwrap_or(0),
+            Bits::Content(bits) => bits.get(nth).copied().unwrap_or(0),
         }
-        (0..self.page_count.div_ceil(8)).map(|nth| u64::from(self.bits(nth).count_ones())).sum()
+    }
+
+    /// The pages from `8 * nth` on: none behind the last page.
+    fn eight(&self, nth: u64) -> Eight {
+        let bits = index(nth).map_or(0, |nth| self.byte(self.order, nth));
+        let among = |count: u64| first(count.saturating_sub(nth * 8));
+        let zero = if self.is_by_content() { 0 } else { !bits & among(self.page_count) };
+        Eight { data: bits & among(self.whole_count), zero }
+    }
+
+    fn kind(&self, page: u64) -> Kind {
+        self.eight(page / 8).kind(page % 8)
+    }
+
+    /// How many pages are data in the file, and how many are zero.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        if matches!(self.bits, Bits::All) {
+            return (self.page_count, 0);
+        }
+        let eights = (0..self.page_count.div_ceil(8)).map(|nth| self.eight(nth));
+        eights.fold((0, 0), |(data, zero), eight| {
+            (data + u64::from(eight.data.count_ones()), zero + u64::from(eight.zero.count_ones()))
+        })
+    }
+
+    /// How many pages the input ends before: of data, as far as the bitmap
+    /// tells.
+    pub(crate) fn cut_count(&self) -> u64 {
+        let (data, zero) = self.counts();
+        match self.bits {
+            Bits::All | Bits::Bitmap(_) => self.page_count - data - zero,
+            Bits::Content(_) => self.page_count - self.whole_count,
+        }
     }
 
     fn place_of(&self, page: u64) -> StreamOffset {
-        StreamOffset(self.pages.0 + page * self.page_size.bytes())
+        StreamOffset(self.pages.0.saturating_add(page.saturating_mul(self.page_size.bytes())))
     }
 
     pub(crate) fn source(&self, page: u64) -> PageSource<'static> {
-        match () {
-            () if page >= self.page_count => PageSource::Absent,
-            () if self.is_set(page) => PageSource::Data(self.place_of(page)),
-            () => PageSource::Fill(0),
+        match self.kind(page) {
+            Kind::Data => PageSource::Data(self.place_of(page)),
+            Kind::Zero => PageSource::Fill(0),
+            Kind::Absent => PageSource::Absent,
         }
     }
 
-    /// The run of pages with one kind of content that begins at the first of
-    /// `pages`; `None` if that is empty.
+    /// The first run of pages with one kind of content among `pages`; `None`
+    /// if there is none.
     pub(crate) fn run_at(&self, pages: Range<u64>) -> Option<PageRun<'static>> {
         let end = pages.end.min(self.page_count);
-        let first = Some(pages.start).filter(|first| *first < end)?;
-        let is_set = self.is_set(first);
+        let mut first = pages.start;
+        while first < end {
+            let kind = self.kind(first);
+            let next = self.end_of_run(first, end, kind);
+            let content = match kind {
+                Kind::Data => {
+                    RunContent::Data { first: self.place_of(first), stride: self.page_size.bytes() }
+                }
+                Kind::Zero => RunContent::Fill(0),
+                Kind::Absent => {
+                    first = next;
+                    continue;
+                }
+            };
+            let offset = BlockOffset(first << self.page_size.bits());
+            return Some(PageRun { offset, pages: next - first, content });
+        }
+        None
+    }
+
+    /// Up to where, or to `end`, pages are of one kind.
+    fn end_of_run(&self, first: u64, end: u64, kind: Kind) -> u64 {
+        if matches!(self.bits, Bits::All) {
+            return end;
+        }
         let mut page = first + 1;
         while page < end {
             // Eight at a time where all are alike.
-            let alike = if is_set { 0xff } else { 0 };
-            if page.is_multiple_of(8) && (self.bitmap.is_none() || self.bits(page / 8) == alike) {
-                page += if self.bitmap.is_none() { end - page } else { 8 };
-            } else if self.is_set(page) == is_set {
+            if page.is_multiple_of(8) && self.eight(page / 8).are_all(kind) {
+                page += 8;
+            } else if self.kind(page) == kind {
                 page += 1;
             } else {
                 break;
             }
         }
-        let content = if is_set {
-            RunContent::Data { first: self.place_of(first), stride: self.page_size.bytes() }
-        } else {
-            RunContent::Fill(0)
-        };
-        let offset = BlockOffset(first << self.page_size.bits());
-        Some(PageRun { offset, pages: page.min(end) - first, content })
+        page.min(end)
     }
 
     /// What speaks against an order of words: bits behind the last page, set
@@ -245,14 +410,16 @@ impl<'a> MappedPages<'a> {
             _ => 0,
         };
         let behind = index(self.page_count.div_ceil(8)).unwrap_or(0);
-        let len = self.bitmap.map_or(0, <[u8]>::len);
+        let len = match &self.bits {
+            Bits::Bitmap(bitmap) => bitmap.len(),
+            Bits::All | Bits::Content(_) => 0,
+        };
         let junk = (behind..len).filter(|nth| self.byte(order, *nth) != 0).count();
         let is_wrong = |nth: usize, bit: u64| {
             let page = nth as u64 * 8 + bit;
             let start = index(self.place_of(page).0)?;
             let content = input.get(start..start.checked_add(index(self.page_size.bytes())?)?)?;
-            let is_zero = content.iter().all(|byte| *byte == 0);
-            Some(page < self.page_count && (self.byte(order, nth) >> bit & 1 == 1) == is_zero)
+            Some(page < self.page_count && (self.byte(order, nth) >> bit & 1 == 1) == is_zero(content))
         };
         let wrong = bytes.iter().flat_map(|nth| (0..8).map(move |bit| (*nth, bit)));
         // A set bit behind the end outweighs pages: nothing makes one.
@@ -273,7 +440,10 @@ impl<'a> MappedPages<'a> {
 
 /// The order of words that the evidence in the stream speaks for: all blocks
 /// were written by one host.
-pub(crate) fn word_order<'a>(blocks: impl Iterator<Item = MappedPages<'a>>, input: &[u8]) -> WordOrder {
+pub(crate) fn word_order<'r, 'a: 'r>(
+    blocks: impl Iterator<Item = &'r MappedPages<'a>>,
+    input: &[u8],
+) -> WordOrder {
     let mut against = [0; WordOrder::ALL.len()];
     for block in blocks {
         let bytes = block.telling_bytes();

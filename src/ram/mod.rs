@@ -74,6 +74,8 @@ pub struct Ram<'a> {
     has_flushes: bool,
     has_mr_addr: bool,
     is_tolerant: bool,
+    /// Whether END was read.
+    has_ended: bool,
     /// Where the block list ends.
     first_record: StreamOffset,
     resumed: Vec<(StreamOffset, Option<BlockId>)>,
@@ -93,6 +95,7 @@ impl<'a> Ram<'a> {
             has_flushes: false,
             has_mr_addr: false,
             is_tolerant: false,
+            has_ended: false,
             first_record: StreamOffset::default(),
             resumed: Vec::new(),
         }
@@ -161,6 +164,34 @@ impl<'a> Ram<'a> {
         self.first_record
     }
 
+    /// The blocks of mapped-ram whose bitmap was not written, the last one
+    /// first, unless they were taken by content.
+    pub(crate) fn unwritten(&self) -> impl Iterator<Item = BlockId> + '_ {
+        let ids = (0..self.pages.len()).rev().map(BlockId).filter(|_| !self.has_ended);
+        let mapped = ids.filter_map(|id| Some((id, self.pages(id)?.as_mapped()?)));
+        mapped.take_while(|(_, pages)| pages.is_blank()).map(|(id, _)| id)
+    }
+
+    /// Whether pages have fixed places: mapped-ram.
+    pub(crate) fn is_mapped(&self) -> bool {
+        !self.list.mapped.is_empty()
+    }
+
+    /// Bytes of RAM in blocks that the block list was not read to.
+    pub(crate) fn unlisted(&self) -> u64 {
+        self.list.unlisted
+    }
+
+    /// Whether END was read.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.has_ended
+    }
+
+    /// The stream itself.
+    pub(crate) fn input(&self) -> &'a [u8] {
+        self.input
+    }
+
     /// How many times QEMU went over the blocks: 1 for a guest that was
     /// stopped, more for a live one. 0 if there is no page record; 1 whatever
     /// happened if pages are compressed, as their order does not tell.
@@ -210,6 +241,7 @@ impl<'a> Ram<'a> {
             doubtful.extend(offsets.into_iter().map(|offset| DoubtfulPage {
                 block,
                 offset,
+                pages: 1,
                 payload: place(offset),
             }));
         }
@@ -261,6 +293,8 @@ impl<'a> Ram<'a> {
         sections: impl Iterator<Item = &'s Section>,
     ) -> impl Iterator<Item = PageRecord> {
         let mut state = RecordState::new(self.page_size, Certainty::Settled);
+        // With mapped-ram there are none.
+        let sections = sections.filter(|_| self.list.mapped.is_empty());
         let bodies = sections.map(|section| match section.kind {
             SectionType::Start => self.first_record,
             _ => section.body,
@@ -302,6 +336,8 @@ pub(crate) struct RamReader<'a, 'p> {
     last: Option<PageRecord>,
     /// Where a salvage went on behind a gap, and with which block.
     resumed: Vec<(StreamOffset, Option<BlockId>)>,
+    has_ended: bool,
+    takes_content: bool,
     gone_by: Option<GoneBy>,
 }
 
@@ -370,6 +406,8 @@ impl<'a, 'p> RamReader<'a, 'p> {
             progress,
             last: None,
             resumed: Vec::new(),
+            has_ended: false,
+            takes_content: false,
             gone_by: None,
         }
     }
@@ -415,31 +453,40 @@ impl<'a, 'p> RamReader<'a, 'p> {
             let what = "with mapped-ram pages have fixed places in the file";
             return Err(Error::at(at, ErrorKind::GoneBy { what }));
         }
-        let list = BlockList::parse(cursor, word & !ram_flag::MASK_256, layout)?;
-        self.settle_mapped(at, &list)?;
-        self.has_mr_addr = layout.mr_addr;
-        let builders = || list.blocks.iter().map(|_| IndexBuilder::default()).collect();
-        self.builders = builders();
-        if let Some(gone_by) = &mut self.gone_by {
-            gone_by.earlier = builders();
+        let mut list = BlockList::default();
+        let read = list.read(cursor, word & !ram_flag::MASK_256, layout);
+        // With mapped-ram what stands before an error has pages already.
+        if read.is_ok() || !list.mapped.is_empty() {
+            self.settle_mapped(&list);
+            self.has_mr_addr = layout.mr_addr;
+            let builders = || list.blocks.iter().map(|_| IndexBuilder::default()).collect();
+            self.builders = builders();
+            if let Some(gone_by) = &mut self.gone_by {
+                gone_by.earlier = builders();
+            }
+            self.list = Some(Arc::new(list));
+            self.first_record = cursor.offset();
         }
-        self.list = Some(Arc::new(list));
-        self.first_record = cursor.offset();
-        Ok(())
+        read
     }
 
     /// With mapped-ram, takes the page size that the headers give.
-    fn settle_mapped(&mut self, at: StreamOffset, list: &BlockList) -> Result<()> {
-        let mut sizes = list.mapped.iter().flatten().map(|header| header.page_size);
-        let Some(size) = sizes.next() else { return Ok(()) };
-        if let Some(other) = sizes.find(|other| *other != size) {
-            let (met, expected) = (format!("{other}"), format!("{size}, as the other blocks have"));
-            let what = "page size of a mapped-ram block";
-            return Err(Error::at(at, ErrorKind::Malformed { what, met, expected }));
+    fn settle_mapped(&mut self, list: &BlockList) {
+        if let Some(header) = list.mapped.iter().flatten().next() {
+            self.indexed_size = header.page_size;
+            self.state = RecordState::new(header.page_size, Certainty::Settled);
         }
-        self.indexed_size = size;
-        self.state = RecordState::new(size, Certainty::Settled);
-        Ok(())
+    }
+
+    /// Notes that END was read: bitmaps of mapped-ram are written by then.
+    pub(crate) fn end(&mut self) {
+        self.has_ended = true;
+    }
+
+    /// Takes the pages of mapped-ram by their content where the bitmap was
+    /// not written.
+    pub(crate) fn take_content(&mut self) {
+        self.takes_content = true;
     }
 
     /// Reads page records up to the end of a body, and indexes them. On an
@@ -572,7 +619,10 @@ impl<'a, 'p> RamReader<'a, 'p> {
             None if list.mapped.is_empty() => {
                 self.builders.into_iter().map(|builder| builder.finish(page_size)).collect()
             }
-            None => mapped_pages(self.input, &list, page_size),
+            None => {
+                let by_content = self.takes_content && !self.has_ended;
+                mapped_pages(self.input, &list, page_size, by_content)
+            }
         };
         Some(Ram {
             input: self.input,
@@ -581,6 +631,7 @@ impl<'a, 'p> RamReader<'a, 'p> {
             pass_count: self.passes.count,
             has_flushes: self.has_flushes,
             has_mr_addr: self.has_mr_addr,
+            has_ended: self.has_ended,
             first_record: self.first_record,
             resumed: self.resumed,
             ..Ram::with_index(list, page_size, pages)
@@ -588,14 +639,22 @@ impl<'a, 'p> RamReader<'a, 'p> {
     }
 }
 
-/// The pages of each block of a mapped-ram stream.
-fn mapped_pages<'a>(input: &'a [u8], list: &BlockList, page_size: TargetPageSize) -> Vec<BlockPages<'a>> {
+/// The pages of each block of a mapped-ram stream; with `by_content`, of those
+/// whose bitmap was not written, what is there. QEMU writes bitmaps in the
+/// order of the list: one with a bit proves those before it.
+fn mapped_pages<'a>(
+    input: &'a [u8],
+    list: &BlockList,
+    page_size: TargetPageSize,
+    by_content: bool,
+) -> Vec<BlockPages<'a>> {
     let blocks = list.blocks.iter().zip(&list.mapped);
-    let mut mapped: Vec<Option<MappedPages<'a>>> = blocks
-        .map(|(block, header)| Some(MappedPages::new(input, header.as_ref()?, block.used_length)))
-        .collect();
-    let order = mapped::word_order(mapped.iter().flatten().copied(), input);
+    let mut mapped: Vec<Option<MappedPages<'a>>> =
+        blocks.map(|(block, header)| MappedPages::new(input, header.as_ref()?, block.used_length)).collect();
+    let order = mapped::word_order(mapped.iter().flatten(), input);
     mapped.iter_mut().flatten().for_each(|block| block.set_order(order));
+    let unwritten = mapped.iter_mut().rev().flatten().take_while(|block| by_content && block.is_blank());
+    unwritten.for_each(|block| *block = block.by_content(input));
     let absent = || IndexBuilder::default().finish(page_size);
     mapped
         .into_iter()

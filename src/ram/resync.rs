@@ -133,9 +133,10 @@ struct Group {
 }
 
 impl<'a> RamReader<'a, '_> {
-    /// A search for records of this section.
+    /// A search for records of this section. With mapped-ram there are none.
     pub(crate) fn search(&self) -> Option<RecordSearch<'_>> {
-        Some(RecordSearch::new(self.list.as_ref()?, self.state.page_size))
+        let list = self.list.as_ref().filter(|list| list.mapped.is_empty())?;
+        Some(RecordSearch::new(list, self.state.page_size))
     }
 
     /// Whether it is known whose a record with CONTINUE would be.
@@ -146,6 +147,12 @@ impl<'a> RamReader<'a, '_> {
     /// Where the block list ends and records begin.
     pub(crate) fn first_record(&self) -> StreamOffset {
         self.first_record
+    }
+
+    /// Where what is lost begins, if the input ends in the block list among
+    /// pages.
+    pub(crate) fn cut_at(&self) -> Option<StreamOffset> {
+        self.list.as_ref()?.cut_at
     }
 
     /// The last record that was read, and where it ends.

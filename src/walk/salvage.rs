@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use memchr::memmem;
 
-use super::Walk;
+use super::{Walk, mapped};
 use crate::boundary::is_likely;
 use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
@@ -28,7 +28,7 @@ use crate::loss::{DoubtfulPage, Loss};
 use crate::progress::Progress;
 use crate::ram::block::RamLayout;
 use crate::ram::resync::{Attribution, FirstRecord, RecordSearch};
-use crate::ram::{PageSizeHint, RamReader};
+use crate::ram::{PageRecord, PageSizeHint, RamReader};
 use crate::section::{Footers, Handler, Section, SectionType, read_handler};
 use crate::units::{BlockId, StreamOffset, TargetPageSize, index};
 use crate::vmstate::DeviceDesc;
@@ -132,7 +132,8 @@ impl<'a, 'p> Salvage<'a, 'p> {
         salvage.go_on(failure).then_some(salvage)
     }
 
-    fn new(walk: Walk<'a, 'p>) -> Self {
+    fn new(mut walk: Walk<'a, 'p>) -> Self {
+        walk.ram.take_content();
         let vain_budget = (walk.input.len() as u64).saturating_mul(limit::VAIN_SCANS);
         Self {
             walk,
@@ -180,7 +181,8 @@ impl<'a, 'p> Salvage<'a, 'p> {
                 && (section.kind != SectionType::Start || first_record > section.body);
             section.handler.idstr == *"ram" && section.kind != SectionType::Full && has_list && !is_order
         });
-        let at = if is_in_ram_body { self.walk.cursor.offset() } else { self.walk.record };
+        let here = self.walk.ram.cut_at().unwrap_or(self.walk.cursor.offset());
+        let at = if is_in_ram_body { here } else { self.walk.record };
         Failure { at, section, is_in_ram_body, error }
     }
 
@@ -294,7 +296,9 @@ impl<'a, 'p> Salvage<'a, 'p> {
         if section.body < failure.at || section.kind == SectionType::Start {
             self.walk.sections.push(Section { body_end: failure.at, ..section.clone() });
         }
-        self.doubt_last(&section, failure).unwrap_or(failure.at).max(self.floor)
+        // Pages that the input ends among are not searched.
+        let cut = self.walk.ram.cut_at().map(|_| self.walk.cursor.offset());
+        cut.or_else(|| self.doubt_last(&section, failure)).unwrap_or(failure.at).max(self.floor)
     }
 
     /// Doubts the page before a bad record: where damage shows is not where it
@@ -306,7 +310,8 @@ impl<'a, 'p> Salvage<'a, 'p> {
         if end != failure.at || last.payload < section.body || is_cut || !self.walk.ram.has_current() {
             return None;
         }
-        self.doubtful.push(DoubtfulPage { block: last.block, offset: last.offset, payload: last.payload });
+        let PageRecord { block, offset, payload, .. } = last;
+        self.doubtful.push(DoubtfulPage { block, offset, pages: 1, payload });
         last.payload.checked_add(1)
     }
 
@@ -562,12 +567,14 @@ impl<'a, 'p> Salvage<'a, 'p> {
 
     fn finish(self) -> Walked<'a> {
         let mut walked = self.walk.finish();
-        walked.warnings.extend(self.losses.iter().take(WARNED_LOSSES).map(|loss| Warning {
+        walked.losses = self.losses;
+        mapped::note(&mut walked);
+        walked.warnings.extend(walked.losses.iter().take(WARNED_LOSSES).map(|loss| Warning {
             offset: Some(loss.offset),
             text: loss.to_string(),
             is_loss: true,
         }));
-        if let Some(more) = self.losses.get(WARNED_LOSSES..).filter(|more| !more.is_empty()) {
+        if let Some(more) = walked.losses.get(WARNED_LOSSES..).filter(|more| !more.is_empty()) {
             let len: u64 = more.iter().map(|loss| loss.len).sum();
             let text = format!("lost: {len} bytes more, in {} ranges", more.len());
             walked.warnings.push(Warning { offset: None, text, is_loss: true });
@@ -581,8 +588,7 @@ impl<'a, 'p> Salvage<'a, 'p> {
             walked.warnings.push(Warning { offset: None, text, is_loss: true });
         }
         walked.described = described_sections(&walked);
-        walked.losses = self.losses;
-        walked.doubtful = self.doubtful;
+        walked.doubtful.extend(self.doubtful);
         walked
     }
 }

@@ -20,7 +20,7 @@ use crate::args::{AnalyzeArgs, Dump};
 use crate::exit::{Exit, Failure};
 use crate::output::Staging;
 use crate::paths::BlockPaths;
-use crate::source::{self, Opened, Wants};
+use crate::source::{self, Opened};
 use crate::{desc, progress, terminal};
 
 pub(crate) fn run(args: &AnalyzeArgs) -> Result<Exit, Failure> {
@@ -32,7 +32,7 @@ pub(crate) fn run(args: &AnalyzeArgs) -> Result<Exit, Failure> {
         print(&DescText::of(path, &text)?)?;
         return Ok(Exit::Complete);
     }
-    match source::open(path, Wants::default())? {
+    match source::open_path(path)? {
         Opened::Mapped(input) => analyze(args, &progress::index(&input, progress::is_visible(false))?),
         Opened::Incoming(_) if args.extract || args.memory => Err(Failure::Other(format!(
             "{}: --memory and --extract need a file that can be gone back to; `ramlift extract` does not",

@@ -32,22 +32,33 @@ pub(crate) enum Command {
     Generate(GenerateArgs),
 }
 
+// What is read, and how. No doc comment: it would become the help's own text.
 #[derive(Args)]
-pub(crate) struct InfoArgs {
+pub(crate) struct SourceArgs {
     /// The migration stream; - is standard input
     pub(crate) stream: PathBuf,
-    /// Print JSON, as docs/json.md describes it
-    #[arg(long)]
-    pub(crate) json: bool,
+    /// What was captured of a channel, for the main channel of a multifd
+    /// migration; once for each. Compressed ones are unpacked in TMPDIR
+    #[arg(long = "channel", value_name = "FILE")]
+    pub(crate) channels: Vec<PathBuf>,
     /// Go on behind what is cut or damaged, and list what is lost
     #[arg(long)]
     pub(crate) salvage: bool,
 }
 
 #[derive(Args)]
+pub(crate) struct InfoArgs {
+    #[command(flatten)]
+    pub(crate) source: SourceArgs,
+    /// Print JSON, as docs/json.md describes it
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
 pub(crate) struct ExtractArgs {
-    /// The migration stream; - is standard input
-    pub(crate) stream: PathBuf,
+    #[command(flatten)]
+    pub(crate) source: SourceArgs,
     /// Directory to write [default: the stream's file name + ".extracted",
     /// in the current directory]
     #[arg(short, long, value_name = "DIR")]
@@ -59,10 +70,6 @@ pub(crate) struct ExtractArgs {
     /// (capability x-ignore-shared); may be given again
     #[arg(long = "shared-file", value_name = "IDSTR=PATH", value_parser = parse_shared_file)]
     pub(crate) shared_files: Vec<SharedFile>,
-    /// What was captured of a channel, for the main channel of a multifd
-    /// migration; once for each. Compressed ones are unpacked in TMPDIR
-    #[arg(long = "channel", value_name = "FILE")]
-    pub(crate) channels: Vec<PathBuf>,
     /// Write an image of each block device whose content is in the stream
     /// (block migration, QEMU up to 9.0)
     #[arg(long)]
@@ -70,9 +77,6 @@ pub(crate) struct ExtractArgs {
     /// Replace files that exist
     #[arg(long)]
     pub(crate) force: bool,
-    /// Go on behind what is cut or damaged, and list what is lost
-    #[arg(long)]
-    pub(crate) salvage: bool,
     /// Read the stream from begin to end, once, as a pipe is read. Files that
     /// memory cannot keep are read so anyway: where a page was sent again, it
     /// is written again
@@ -101,15 +105,12 @@ fn parse_shared_file(text: &str) -> Result<SharedFile, String> {
 
 #[derive(Args)]
 pub(crate) struct StateArgs {
-    /// The migration stream; - is standard input
-    pub(crate) stream: PathBuf,
+    #[command(flatten)]
+    pub(crate) source: SourceArgs,
     /// Only devices whose name matches: `*` is any text, `?` any character;
     /// may be given again
     #[arg(long = "device", value_name = "PATTERN")]
     pub(crate) devices: Vec<String>,
-    /// Go on behind what is cut or damaged
-    #[arg(long)]
-    pub(crate) salvage: bool,
     /// Write the bytes of the bodies of this section instead, as they stand in
     /// the stream, one behind the other
     #[arg(long, value_name = "IDSTR", conflicts_with = "devices")]

@@ -1,15 +1,42 @@
-//! Channels of a multifd migration: read, and unpacked where they are
-//! compressed, since such pages cannot be had one by one.
+//! A stream with its channels, if it is the main channel of a multifd migration:
+//! those are read, and unpacked where they are compressed, since such pages
+//! cannot be had one by one.
 
 use std::io::BufWriter;
+use std::path::Path;
 
-use ramlift::{Channel, ChannelPages, Input, MultifdCompression, TargetPageSize};
+use ramlift::{Channel, ChannelPages, Input, MultifdCompression, Ram, Stream, TargetPageSize};
 use rayon::prelude::*;
 
+use crate::args::SourceArgs;
 use crate::exit::Failure;
+use crate::progress;
+
+/// Walks the stream in `input`, which `args` name, and hands it on with the
+/// pages of its channels.
+pub(crate) fn with_channels<T>(
+    args: &SourceArgs,
+    input: &Input,
+    bar: bool,
+    then: impl FnOnce(Stream<'_>) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let channels = args.channels.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
+    let mut stream = progress::index_or_salvage(input, bar, args.salvage)?;
+    let page_size = stream.ram().map(Ram::page_size);
+    let unpacked = unpack_all(&channels, page_size)?;
+    if !channels.is_empty() {
+        stream.join(&pages(&channels, &unpacked)).map_err(Failure::input(input.path()))?;
+    }
+    then(stream)
+}
+
+/// Opens a file that is named on the command line.
+pub(crate) fn open(path: &Path) -> Result<Input, Failure> {
+    Input::open(path).map_err(Failure::input(path))
+}
 
 /// A channel, and the file of its pages if they are compressed.
-pub(crate) struct Unpacked<'i> {
+struct Unpacked<'i> {
     channel: Channel<'i>,
     spool: Option<Input>,
 }
@@ -17,10 +44,7 @@ pub(crate) struct Unpacked<'i> {
 /// Reads the channels in `inputs`, and unpacks them in parallel. What is
 /// unpacked is in files without names, in the system's directory for such
 /// (`TMPDIR`): as much as the channels hold pages.
-pub(crate) fn unpack_all(
-    inputs: &[Input],
-    page_size: Option<TargetPageSize>,
-) -> Result<Vec<Unpacked<'_>>, Failure> {
+fn unpack_all(inputs: &[Input], page_size: Option<TargetPageSize>) -> Result<Vec<Unpacked<'_>>, Failure> {
     let Some(page_size) = page_size.filter(|_| !inputs.is_empty()) else { return Ok(Vec::new()) };
     inputs.par_iter().map(|input| unpack(input, page_size).map_err(Failure::input(input.path()))).collect()
 }
@@ -40,7 +64,7 @@ fn unpack(input: &Input, page_size: TargetPageSize) -> ramlift::Result<Unpacked<
 }
 
 /// The pages of all channels.
-pub(crate) fn pages<'i>(inputs: &'i [Input], unpacked: &'i [Unpacked<'i>]) -> Vec<ChannelPages<'i>> {
+fn pages<'i>(inputs: &'i [Input], unpacked: &'i [Unpacked<'i>]) -> Vec<ChannelPages<'i>> {
     let channels = inputs.iter().zip(unpacked);
     channels
         .map(|(input, unpacked)| ChannelPages {

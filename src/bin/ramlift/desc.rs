@@ -7,7 +7,7 @@ use ramlift::{Description, ErrorKind, Stream};
 
 use crate::args::DescArgs;
 use crate::exit::{Exit, Failure};
-use crate::source::{self, Opened, Wants};
+use crate::source::{self, Opened};
 use crate::{progress, terminal};
 
 /// Prints the description's text, byte for byte, and a line break.
@@ -23,7 +23,7 @@ pub(crate) fn run(args: &DescArgs) -> Result<Exit, Failure> {
 /// walk fails the one that the file ends with.
 pub(crate) fn find(path: &Path) -> Result<(Vec<u8>, Exit), Failure> {
     let whole = |stream: &Stream<'_>| text(path, stream).map(|text| (text.to_vec(), Exit::Complete));
-    let input = match source::open(path, Wants::default())? {
+    let input = match source::open_path(path)? {
         Opened::Mapped(input) => input,
         Opened::Incoming(incoming) => return source::pass(path, incoming, |stream| whole(stream)),
     };

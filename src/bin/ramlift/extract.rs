@@ -12,7 +12,7 @@ use crate::exit::{Exit, Failure};
 use crate::images::{self, Status, Taker, choose_blocks};
 use crate::info::{self, Coverage, Doubtful, Lost, Source};
 use crate::output::Staging;
-use crate::source::{self, Opened, Wants};
+use crate::source::{self, Opened};
 use crate::state::{Chosen, write_report};
 use crate::{channels, memory, progress, terminal};
 
@@ -56,10 +56,10 @@ pub(crate) fn run(args: &ExtractArgs) -> Result<Exit, Failure> {
 }
 
 fn extract(args: &ExtractArgs) -> Result<Exit, Failure> {
-    let target = args.output.clone().map_or_else(|| default_target(&args.stream), Ok)?;
-    match source::open(&args.stream, Wants { salvage: args.salvage, channels: !args.channels.is_empty() })? {
+    let target = args.output.clone().map_or_else(|| default_target(&args.source.stream), Ok)?;
+    match source::open(&args.source)? {
         Opened::Mapped(input) if is_to_be_read_once(args, &input) => {
-            let (incoming, len) = source::read_once(&args.stream)?;
+            let (incoming, len) = source::read_once(&args.source.stream)?;
             match extract_incoming(args, &target, incoming, Some(len)) {
                 // What can only be had by going back, like mapped-ram.
                 Err(failure) if failure.is_of(|kind| matches!(kind, ErrorKind::GoneBy { .. })) => {
@@ -77,30 +77,27 @@ fn extract(args: &ExtractArgs) -> Result<Exit, Failure> {
 /// its pages reads it twice, if memory cannot keep it and what is written.
 fn is_to_be_read_once(args: &ExtractArgs, input: &Input) -> bool {
     let is_too_long = || memory::available().is_some_and(|len| input.bytes().len() as u64 > len / 2);
-    args.read_once || !args.salvage && args.channels.is_empty() && is_too_long()
+    args.read_once || !args.source.salvage && args.source.channels.is_empty() && is_too_long()
 }
 
 /// Extracts from a file: the index first, then each page once.
 fn extract_mapped(args: &ExtractArgs, target: &Path, input: &Input) -> Result<Exit, Failure> {
-    let path = &args.stream;
+    let path = input.path();
     let bar = progress::is_visible(args.quiet);
     let shared = args.shared_files.iter().map(open_shared).collect::<Result<Vec<_>, _>>()?;
-    let channels = args.channels.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
-    let mut stream = progress::index_or_salvage(input, bar, args.salvage)?;
-    let page_size = stream.ram().map(Ram::page_size);
-    let unpacked = channels::unpack_all(&channels, page_size)?;
-    if !channels.is_empty() {
-        stream.join(&channels::pages(&channels, &unpacked)).map_err(Failure::input(path))?;
-    }
-    stream.check_whole().map_err(Failure::input(path))?;
-    supply_shared(path, &mut stream, &shared)?;
-    let mut staging = Staging::new(target, args.force, path)?;
-    name_earlier_files(&mut staging);
-    let images = match stream.ram() {
-        Some(ram) => images::write(&mut staging, ram, &choose_blocks(path, ram, &args.blocks)?, bar)?,
-        None => images::none(path, &args.blocks)?,
-    };
-    finish(args, target, staging, &stream, &images, Some(input.bytes().len() as u64))
+    channels::with_channels(&args.source, input, bar, |stream| {
+        let mut stream = stream;
+        stream.check_whole().map_err(Failure::input(path))?;
+        supply_shared(path, &mut stream, &shared)?;
+        let blocks = stream.ram().map(|ram| choose_blocks(path, ram, &args.blocks)).transpose()?;
+        let mut staging = Staging::new(target, args.force, path)?;
+        name_earlier_files(&mut staging);
+        let images = match stream.ram().zip(blocks) {
+            Some((ram, blocks)) => images::write(&mut staging, ram, &blocks, bar)?,
+            None => images::none(path, &args.blocks)?,
+        };
+        finish(args, target, staging, &stream, &images, Some(input.bytes().len() as u64))
+    })
 }
 
 /// Extracts from what goes by: pages are written as they come.
@@ -110,7 +107,7 @@ fn extract_incoming(
     incoming: Incoming,
     len: Option<u64>,
 ) -> Result<Exit, Failure> {
-    let path = &args.stream;
+    let path = &args.source.stream;
     let bar = progress::is_visible(args.quiet);
     let shared = args.shared_files.iter().map(open_shared).collect::<Result<Vec<_>, _>>()?;
     let mut staging = Staging::new(target, args.force, path)?;
@@ -148,12 +145,12 @@ fn finish(
         || stream.warnings().iter().any(|warning| warning.is_loss);
     let manifest = Manifest {
         ramlift: env!("CARGO_PKG_VERSION"),
-        source: Source::of(&args.stream, size),
+        source: Source::of(&args.source.stream, size),
         machine: stream.configuration().map(|configuration| configuration.machine.to_string()),
         pages_per_pass: stream.ram().map(|ram| ram.pages_per_pass().to_vec()).unwrap_or_default(),
         blocks: entries,
         block_devices: block_devices.entries,
-        salvaged: !stream.losses().is_empty(),
+        salvaged: info::is_salvaged(stream),
         lost: info::lost(stream),
         doubtful_pages: info::doubtful_pages(stream),
         warnings,
@@ -182,12 +179,8 @@ fn default_target(path: &Path) -> Result<PathBuf, Failure> {
 /// A RAM block's name and the file that it was shared through.
 pub(crate) type Shared = (String, Input);
 
-fn open(path: &Path) -> Result<Input, Failure> {
-    Input::open(path).map_err(Failure::input(path))
-}
-
 fn open_shared(file: &SharedFile) -> Result<Shared, Failure> {
-    Ok((file.idstr.clone(), open(&file.path)?))
+    Ok((file.idstr.clone(), channels::open(&file.path)?))
 }
 
 /// Gives the stream the blocks that it does not have itself.
@@ -271,7 +264,7 @@ fn report(args: &ExtractArgs, target: &Path, manifest: &Manifest, passes: u64) -
     let count = manifest.blocks.iter().filter(|block| block.file.is_some()).count();
     writeln!(out, "{}: {count} RAM images, device state, manifest", target.display())
         .map_err(Failure::stdout)?;
-    if args.salvage {
+    if args.source.salvage {
         write_coverage(&mut out, manifest, passes).map_err(Failure::stdout)?;
     }
     terminal::finish(out)

@@ -10,8 +10,7 @@ use serde::Serialize;
 
 use crate::args::InfoArgs;
 use crate::exit::{Exit, Failure};
-use crate::source::{self, Wants};
-use crate::terminal;
+use crate::{source, terminal};
 
 /// The output of `info --json`.
 #[derive(Serialize)]
@@ -47,11 +46,12 @@ pub(crate) struct Lost {
     section: Option<String>,
 }
 
-/// A page that damage may reach into.
+/// Pages in a row that may not be the guest's.
 #[derive(Serialize)]
 pub(crate) struct Doubtful {
     idstr: String,
     offset: u64,
+    pages: u64,
 }
 
 pub(crate) fn lost(stream: &Stream<'_>) -> Vec<Lost> {
@@ -64,10 +64,15 @@ pub(crate) fn lost(stream: &Stream<'_>) -> Vec<Lost> {
     stream.losses().iter().map(lost).collect()
 }
 
+/// Whether this is what could be had of a stream that is not whole.
+pub(crate) fn is_salvaged(stream: &Stream<'_>) -> bool {
+    !stream.losses().is_empty() || !stream.doubtful_pages().is_empty()
+}
+
 pub(crate) fn doubtful_pages(stream: &Stream<'_>) -> Vec<Doubtful> {
     let doubtful = |page: &ramlift::DoubtfulPage| {
         let block = stream.ram().and_then(|ram| ram.block(page.block))?;
-        Some(Doubtful { idstr: block.idstr.to_string(), offset: page.offset.0 })
+        Some(Doubtful { idstr: block.idstr.to_string(), offset: page.offset.0, pages: page.pages })
     };
     stream.doubtful_pages().iter().filter_map(doubtful).collect()
 }
@@ -202,12 +207,11 @@ struct DescriptionReport {
 }
 
 pub(crate) fn run(args: &InfoArgs) -> Result<Exit, Failure> {
-    let wants = Wants { salvage: args.salvage, ..Wants::default() };
-    source::with_stream(&args.stream, wants, |stream, size| print(args, stream, size))
+    source::with_stream(&args.source, |stream, size| print(args, stream, size))
 }
 
 fn print(args: &InfoArgs, stream: &Stream<'_>, size: Option<u64>) -> Result<Exit, Failure> {
-    let report = report(&args.stream, size, stream);
+    let report = report(&args.source.stream, size, stream);
     if args.json {
         terminal::print_json(&report)?;
     } else {
@@ -244,7 +248,7 @@ fn report(path: &Path, size: Option<u64>, stream: &Stream<'_>) -> Report {
         sections: sections(stream),
         description,
         end: stream.end().0,
-        salvaged: !stream.losses().is_empty(),
+        salvaged: is_salvaged(stream),
         lost: lost(stream),
         doubtful_pages: doubtful_pages(stream),
         warnings: warnings(stream),

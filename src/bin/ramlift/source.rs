@@ -9,8 +9,9 @@ use std::path::Path;
 use ramlift::{Incoming, Input, Kept, Progress, Stream};
 use rustix::fs::{Advice, fadvise};
 
+use crate::args::SourceArgs;
 use crate::exit::Failure;
-use crate::progress;
+use crate::{channels, progress};
 
 /// The name of standard input on the command line.
 pub(crate) const STDIN: &str = "-";
@@ -26,32 +27,31 @@ pub(crate) enum Opened {
     Incoming(Incoming),
 }
 
-/// What is asked for that takes going back.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Wants {
-    /// To go on behind damage.
-    pub(crate) salvage: bool,
-    /// To join the channels of a multifd migration.
-    pub(crate) channels: bool,
-}
-
-/// Opens the stream at `path`, or at standard input for `-`.
-pub(crate) fn open(path: &Path, wants: Wants) -> Result<Opened, Failure> {
-    if path != STDIN {
-        return Input::open(path).map(Opened::Mapped).map_err(Failure::input(path));
-    }
-    let refused = match wants {
-        Wants { salvage: true, .. } => "--salvage",
-        Wants { channels: true, .. } => "--channel",
-        _ => {
-            return stdin()
-                .map(|file| Opened::Incoming(Incoming::new(NAME, file)))
-                .map_err(Failure::file(Path::new(NAME)));
-        }
+/// Opens the stream that `args` name.
+pub(crate) fn open(args: &SourceArgs) -> Result<Opened, Failure> {
+    let refused = match args {
+        _ if args.stream != *STDIN => return open_file(&args.stream),
+        SourceArgs { salvage: true, .. } => "--salvage",
+        SourceArgs { channels, .. } if !channels.is_empty() => "--channel",
+        _ => return open_stdin(),
     };
     Err(Failure::Other(format!(
         "{NAME}: {refused} needs a file that can be gone back to; write the stream to one and give that"
     )))
+}
+
+/// Opens the stream at `path`, or at standard input for `-`.
+pub(crate) fn open_path(path: &Path) -> Result<Opened, Failure> {
+    if path == STDIN { open_stdin() } else { open_file(path) }
+}
+
+fn open_file(path: &Path) -> Result<Opened, Failure> {
+    Input::open(path).map(Opened::Mapped).map_err(Failure::input(path))
+}
+
+fn open_stdin() -> Result<Opened, Failure> {
+    let file = stdin().map_err(Failure::file(Path::new(NAME)))?;
+    Ok(Opened::Incoming(Incoming::new(NAME, file)))
 }
 
 /// Standard input, without a buffer of its own, and with as much room in the
@@ -87,19 +87,19 @@ impl Read for Once {
     }
 }
 
-/// Walks the stream at `path` for all but its pages, and does `work` with it;
-/// with its length, if that is known.
+/// Walks the stream that `args` name for all but its pages, and does `work`
+/// with it; with its length, if that is known.
 pub(crate) fn with_stream<T>(
-    path: &Path,
-    wants: Wants,
+    args: &SourceArgs,
     work: impl FnOnce(&Stream<'_>, Option<u64>) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    match open(path, wants)? {
+    match open(args)? {
         Opened::Mapped(input) => {
-            let stream = progress::index_or_salvage(&input, progress::is_visible(false), wants.salvage)?;
-            work(&stream, Some(input.bytes().len() as u64))
+            let len = input.bytes().len() as u64;
+            let bar = progress::is_visible(false);
+            channels::with_channels(args, &input, bar, |stream| work(&stream, Some(len)))
         }
-        Opened::Incoming(incoming) => pass(path, incoming, |stream| work(stream, None)),
+        Opened::Incoming(incoming) => pass(&args.stream, incoming, |stream| work(stream, None)),
     }
 }
 

@@ -9,8 +9,7 @@ use wildmatch::WildMatch;
 use crate::args::StateArgs;
 use crate::exit::{Exit, Failure};
 use crate::raw::{self, RawChoice};
-use crate::source::{self, Wants};
-use crate::terminal;
+use crate::{source, terminal};
 
 /// What is written of a stream's state.
 pub(crate) struct Chosen<'s, 'a> {
@@ -100,8 +99,7 @@ fn line(device: Device<'_>) -> io::Result<(Vec<u8>, Option<Error>)> {
 }
 
 pub(crate) fn run(args: &StateArgs) -> Result<Exit, Failure> {
-    let wants = Wants { salvage: args.salvage, ..Wants::default() };
-    source::with_stream(&args.stream, wants, |stream, _| print(args, stream))
+    source::with_stream(&args.source, |stream, _| print(args, stream))
 }
 
 fn print(args: &StateArgs, stream: &Stream<'_>) -> Result<Exit, Failure> {
