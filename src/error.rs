@@ -142,6 +142,18 @@ pub enum ErrorKind {
         /// What does not fit.
         why: String,
     },
+    /// What a stream is wrapped in is damaged, or of a kind that is refused.
+    #[error("{what}: met {met}, expected {expected}")]
+    Wrapper {
+        /// What was being read.
+        what: &'static str,
+        /// What was met.
+        met: String,
+        /// What the format has here.
+        expected: String,
+        /// What the user can try.
+        hint: &'static str,
+    },
     /// The machine failed.
     #[error("{}", path.display())]
     Io {
@@ -224,6 +236,7 @@ impl Error {
                 "the pages went through other connections: give what was captured of each with `--channel FILE`, once for each; without them this is a guest with empty memory"
             }
             ErrorKind::GoneBy { .. } => "write it to a file first, and give that",
+            ErrorKind::Wrapper { hint, .. } => hint,
             ErrorKind::RecordType { .. } | ErrorKind::Footer { .. } | ErrorKind::RamFlags { .. } => {
                 "the stream is damaged here, or what stands before it was written by a QEMU this version does not know"
             }

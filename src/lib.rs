@@ -95,6 +95,7 @@ mod vmstate;
 mod walk;
 mod walked;
 mod wire;
+pub mod wrapper;
 
 pub use block_files::{BlockFiles, create_new};
 pub use body::{
