@@ -21,6 +21,7 @@ use elsa::FrozenVec;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{StreamOffset, index};
 use crate::wire::limit;
+use crate::wrapper::error_of;
 
 /// Bytes that are read at a time, if nothing else is wanted.
 const CHUNK_LEN: usize = 8 << 20;
@@ -145,7 +146,7 @@ impl Feed {
         self.start = (self.start + done).min(self.window.len());
         self.at = at;
         let Ok(chunk) = self.chunks.recv() else { return Ok(false) };
-        let mut chunk = chunk.map_err(|source| Error::io(&self.name, source))?;
+        let mut chunk = chunk.map_err(|source| error_of(source, &self.name))?;
         let left = self.window.get(self.start..).unwrap_or_default();
         let used = match HEADROOM.checked_sub(left.len()) {
             Some(start) => {

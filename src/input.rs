@@ -1,11 +1,13 @@
 //! The input: a file, mapped.
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapOptions};
 
 use crate::error::{Error, Result};
+use crate::units::index;
 
 /// A file in memory, read-only, without a copy.
 ///
@@ -16,6 +18,8 @@ use crate::error::{Error, Result};
 /// own; copy first what others can write to.
 pub struct Input {
     path: PathBuf,
+    /// Where in the file the map begins.
+    start: u64,
     map: Mmap,
 }
 
@@ -37,8 +41,7 @@ impl Input {
                 format!("is {what}; this version reads streams from regular files"),
             )));
         }
-        let map = File::open(path).and_then(|file| map_file(&file)).map_err(fail)?;
-        Ok(Self { path: path.to_owned(), map })
+        Self::of_file(path, &File::open(path).map_err(fail)?)
     }
 
     /// Maps a file that is open already. `path` is its name for messages.
@@ -47,8 +50,23 @@ impl Input {
     /// [`ErrorKind::Io`](crate::ErrorKind::Io) if it cannot be mapped.
     pub fn of_file(path: impl Into<PathBuf>, file: &File) -> Result<Self> {
         let path = path.into();
-        let map = map_file(file).map_err(|source| Error::io(&path, source))?;
-        Ok(Self { path, map })
+        let len = file.metadata().map_err(|source| Error::io(&path, source))?.len();
+        Self::of_range(path, file, 0..len)
+    }
+
+    /// Maps a range of bytes of a file or block device that is open already.
+    ///
+    /// # Errors
+    /// As [`of_file`](Self::of_file).
+    pub fn of_range(path: impl Into<PathBuf>, file: &File, range: Range<u64>) -> Result<Self> {
+        let path = path.into();
+        let map = map_file(file, &range).map_err(|source| Error::io(&path, source))?;
+        Ok(Self { path, start: range.start, map })
+    }
+
+    /// Where in the file the bytes are.
+    pub fn range(&self) -> Range<u64> {
+        self.start..self.start + self.map.len() as u64
     }
 
     /// The path as it was given.
@@ -63,7 +81,8 @@ impl Input {
 }
 
 #[expect(unsafe_code, reason = "mapping a file is unsafe by nature; this is the only place")]
-fn map_file(file: &File) -> std::io::Result<Mmap> {
+fn map_file(file: &File, range: &Range<u64>) -> std::io::Result<Mmap> {
+    let len = index(range.end - range.start).ok_or(std::io::ErrorKind::FileTooLarge)?;
     // SAFETY: the map is read-only and private to `Input`, which hands out
     // shared slices that live no longer than it does. The one thing that can
     // break them is another process changing the file, which no program can
@@ -72,7 +91,7 @@ fn map_file(file: &File) -> std::io::Result<Mmap> {
     // read twice with the hope of the same answer where memory safety would
     // depend on it; a file that shrinks ends the process by a signal, which
     // is what the type's documentation tells its users.
-    unsafe { Mmap::map(file) }
+    unsafe { MmapOptions::new().offset(range.start).len(len).map(file) }
 }
 
 #[cfg(test)]

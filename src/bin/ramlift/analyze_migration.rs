@@ -18,27 +18,26 @@ use serde_json::ser::{Formatter, PrettyFormatter};
 
 use crate::args::{AnalyzeArgs, Dump};
 use crate::exit::{Exit, Failure};
+use crate::layers::{Bytes, Unwrapped};
 use crate::output::Staging;
 use crate::paths::BlockPaths;
-use crate::source::{self, Opened};
-use crate::{desc, progress, terminal};
+use crate::{desc, progress, source, terminal};
 
 pub(crate) fn run(args: &AnalyzeArgs) -> Result<Exit, Failure> {
     let path = &args.file;
     if args.dump == Dump::Desc && !args.extract {
         // The script does not walk the stream for this, so it has an answer
         // for streams whose RAM it cannot read.
-        let (text, _) = desc::find(path)?;
+        let (text, _) = desc::find(path, &args.layers)?;
         print(&DescText::of(path, &text)?)?;
         return Ok(Exit::Complete);
     }
-    match source::open_path(path)? {
-        Opened::Mapped(input) => analyze(args, &progress::index(&input, progress::is_visible(false))?),
-        Opened::Incoming(_) if args.extract || args.memory => Err(Failure::Other(format!(
-            "{}: --memory and --extract need a file that can be gone back to; `ramlift extract` does not",
-            path.display()
-        ))),
-        Opened::Incoming(incoming) => source::pass(path, incoming, |stream| analyze(args, stream)),
+    let Unwrapped { bytes, origin } = source::open_path(path, &args.layers)?;
+    match bytes {
+        Bytes::Mapped(input) => analyze(args, &progress::index(&input, progress::is_visible(false))?),
+        Bytes::Incoming(_) if args.extract => Err(source::needs_a_file(path, "--extract", &origin)),
+        Bytes::Incoming(_) if args.memory => Err(source::needs_a_file(path, "--memory", &origin)),
+        Bytes::Incoming(incoming) => source::pass(path, incoming, |stream| analyze(args, stream)),
     }
 }
 

@@ -6,8 +6,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Read QEMU migration streams: guest RAM images and decoded device state.
 ///
-/// A stream is a file written by `migrate file:…`, `migrate exec:cat>…` or
-/// `virsh dump`. Exit codes: 0 complete, 1 failed, 2 usage, 3 partial.
+/// A stream is written by `migrate file:…`, `savevm`, `virsh save`, `virsh dump`
+/// or a Proxmox snapshot; it is found inside libvirt save images, qcow2
+/// snapshots and compressed files. Exit codes: 0 complete, 1 failed, 2 usage, 3 partial.
 #[derive(Parser)]
 #[command(name = "ramlift", version, propagate_version = true)]
 pub(crate) struct Cli {
@@ -32,11 +33,26 @@ pub(crate) enum Command {
     Generate(GenerateArgs),
 }
 
+// Where in a file the stream is.
+#[derive(Args, Default)]
+pub(crate) struct LayerArgs {
+    /// Which internal snapshot of a qcow2 image [default: the only one that
+    /// has VM state]
+    #[arg(long, value_name = "ID|TAG")]
+    pub(crate) snapshot: Option<String>,
+    /// Where in the file the stream begins, or what it is inside of; `0x` is
+    /// hex
+    #[arg(long, value_name = "OFFSET", default_value = "0", hide_default_value = true, value_parser = offset)]
+    pub(crate) offset: u64,
+}
+
 // What is read, and how. No doc comment: it would become the help's own text.
 #[derive(Args)]
 pub(crate) struct SourceArgs {
     /// The migration stream; - is standard input
     pub(crate) stream: PathBuf,
+    #[command(flatten)]
+    pub(crate) layers: LayerArgs,
     /// What was captured of a channel, for the main channel of a multifd
     /// migration; once for each. Compressed ones are unpacked in TMPDIR
     #[arg(long = "channel", value_name = "FILE")]
@@ -53,6 +69,9 @@ pub(crate) struct InfoArgs {
     /// Print JSON, as docs/json.md describes it
     #[arg(long)]
     pub(crate) json: bool,
+    /// Print the domain XML of a libvirt save image, and nothing else
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) xml: bool,
 }
 
 #[derive(Args)]
@@ -128,6 +147,8 @@ pub(crate) struct StateArgs {
 pub(crate) struct DescArgs {
     /// The migration stream; - is standard input
     pub(crate) stream: PathBuf,
+    #[command(flatten)]
+    pub(crate) layers: LayerArgs,
 }
 
 #[derive(Args)]
@@ -136,6 +157,8 @@ pub(crate) struct AnalyzeArgs {
     /// Migration dump to read from
     #[arg(short, long, value_name = "FILE")]
     pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) layers: LayerArgs,
     /// Dump RAM contents as well
     #[arg(short, long)]
     pub(crate) memory: bool,

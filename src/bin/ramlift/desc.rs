@@ -5,14 +5,14 @@ use std::path::Path;
 
 use ramlift::{Description, ErrorKind, Stream};
 
-use crate::args::DescArgs;
+use crate::args::{DescArgs, LayerArgs};
 use crate::exit::{Exit, Failure};
-use crate::source::{self, Opened};
-use crate::{progress, terminal};
+use crate::layers::Bytes;
+use crate::{progress, source, terminal};
 
 /// Prints the description's text, byte for byte, and a line break.
 pub(crate) fn run(args: &DescArgs) -> Result<Exit, Failure> {
-    let (text, exit) = find(&args.stream)?;
+    let (text, exit) = find(&args.stream, &args.layers)?;
     let mut out = terminal::stdout();
     out.write_all(&text).and_then(|()| writeln!(out)).map_err(Failure::stdout)?;
     terminal::finish(out)?;
@@ -21,11 +21,11 @@ pub(crate) fn run(args: &DescArgs) -> Result<Exit, Failure> {
 
 /// The text of the description: the one the walk arrives at, or where the
 /// walk fails the one that the file ends with.
-pub(crate) fn find(path: &Path) -> Result<(Vec<u8>, Exit), Failure> {
+pub(crate) fn find(path: &Path, args: &LayerArgs) -> Result<(Vec<u8>, Exit), Failure> {
     let whole = |stream: &Stream<'_>| text(path, stream).map(|text| (text.to_vec(), Exit::Complete));
-    let input = match source::open_path(path)? {
-        Opened::Mapped(input) => input,
-        Opened::Incoming(incoming) => return source::pass(path, incoming, |stream| whole(stream)),
+    let input = match source::open_path(path, args)?.bytes {
+        Bytes::Mapped(input) => input,
+        Bytes::Incoming(incoming) => return source::pass(path, incoming, |stream| whole(stream)),
     };
     let failure = match progress::index(&input, progress::is_visible(false)) {
         Ok(stream) => return whole(&stream),

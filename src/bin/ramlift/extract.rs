@@ -11,14 +11,16 @@ use crate::block_devices::{self, BlockDeviceEntry};
 use crate::exit::{Exit, Failure};
 use crate::images::{self, Status, Taker, choose_blocks};
 use crate::info::{self, Coverage, Doubtful, Lost, Source};
+use crate::layers::{Bytes, Origin, Unwrapped};
 use crate::output::Staging;
-use crate::source::{self, Opened};
+use crate::source;
 use crate::state::{Chosen, write_report};
 use crate::{channels, memory, progress, terminal};
 
 pub(crate) const STATE: &str = "state.json";
 pub(crate) const DESC: &str = "desc.json";
 pub(crate) const MANIFEST: &str = "manifest.json";
+pub(crate) const DOMAIN: &str = "domain.xml";
 
 /// `manifest.json`.
 #[derive(Serialize)]
@@ -57,19 +59,19 @@ pub(crate) fn run(args: &ExtractArgs) -> Result<Exit, Failure> {
 
 fn extract(args: &ExtractArgs) -> Result<Exit, Failure> {
     let target = args.output.clone().map_or_else(|| default_target(&args.source.stream), Ok)?;
-    match source::open(&args.source)? {
-        Opened::Mapped(input) if is_to_be_read_once(args, &input) => {
-            let (incoming, len) = source::read_once(&args.source.stream)?;
-            match extract_incoming(args, &target, incoming, Some(len)) {
+    let Unwrapped { bytes, origin } = source::open(&args.source)?;
+    match bytes {
+        Bytes::Mapped(input) if is_to_be_read_once(args, &input) => {
+            match extract_incoming(args, &target, source::read_once(&input)?, &origin) {
                 // What can only be had by going back, like mapped-ram.
                 Err(failure) if failure.is_of(|kind| matches!(kind, ErrorKind::GoneBy { .. })) => {
-                    extract_mapped(args, &target, &input)
+                    extract_mapped(args, &target, &input, &origin)
                 }
                 outcome => outcome,
             }
         }
-        Opened::Mapped(input) => extract_mapped(args, &target, &input),
-        Opened::Incoming(incoming) => extract_incoming(args, &target, incoming, None),
+        Bytes::Mapped(input) => extract_mapped(args, &target, &input, &origin),
+        Bytes::Incoming(incoming) => extract_incoming(args, &target, incoming, &origin),
     }
 }
 
@@ -81,7 +83,12 @@ fn is_to_be_read_once(args: &ExtractArgs, input: &Input) -> bool {
 }
 
 /// Extracts from a file: the index first, then each page once.
-fn extract_mapped(args: &ExtractArgs, target: &Path, input: &Input) -> Result<Exit, Failure> {
+fn extract_mapped(
+    args: &ExtractArgs,
+    target: &Path,
+    input: &Input,
+    origin: &Origin,
+) -> Result<Exit, Failure> {
     let path = input.path();
     let bar = progress::is_visible(args.quiet);
     let shared = args.shared_files.iter().map(open_shared).collect::<Result<Vec<_>, _>>()?;
@@ -96,7 +103,7 @@ fn extract_mapped(args: &ExtractArgs, target: &Path, input: &Input) -> Result<Ex
             Some((ram, blocks)) => images::write(&mut staging, ram, &blocks, bar)?,
             None => images::none(path, &args.blocks)?,
         };
-        finish(args, target, staging, &stream, &images, Some(input.bytes().len() as u64))
+        finish(args, target, staging, &stream, &images, origin)
     })
 }
 
@@ -105,7 +112,7 @@ fn extract_incoming(
     args: &ExtractArgs,
     target: &Path,
     incoming: Incoming,
-    len: Option<u64>,
+    origin: &Origin,
 ) -> Result<Exit, Failure> {
     let path = &args.source.stream;
     let bar = progress::is_visible(args.quiet);
@@ -122,7 +129,7 @@ fn extract_incoming(
         Some(ram) => written.settle(&mut staging, ram, &shared)?,
         None => images::none(path, &args.blocks)?,
     };
-    finish(args, target, staging, &stream, &images, len)
+    finish(args, target, staging, &stream, &images, origin)
 }
 
 /// Writes all that is not RAM, and moves everything to its place.
@@ -132,10 +139,14 @@ fn finish(
     mut staging: Staging,
     stream: &Stream<'_>,
     images: &[(BlockId, Option<String>)],
-    size: Option<u64>,
+    origin: &Origin,
 ) -> Result<Exit, Failure> {
     let block_devices = block_devices::write(&mut staging, stream, args.block_devices)?;
-    let mut warnings = info::warnings(stream);
+    if let Some(xml) = &origin.domain_xml {
+        staging.write(DOMAIN, |out| out.write_all(xml))?;
+    }
+    let mut warnings = origin.warnings.clone();
+    warnings.extend(info::warnings(stream));
     warnings.extend(block_devices.warning);
     warnings.extend(write_state(&mut staging, stream)?);
     let entries = block_entries(stream, images);
@@ -145,7 +156,7 @@ fn finish(
         || stream.warnings().iter().any(|warning| warning.is_loss);
     let manifest = Manifest {
         ramlift: env!("CARGO_PKG_VERSION"),
-        source: Source::of(&args.source.stream, size),
+        source: Source::of(&args.source.stream, origin),
         machine: stream.configuration().map(|configuration| configuration.machine.to_string()),
         pages_per_pass: stream.ram().map(|ram| ram.pages_per_pass().to_vec()).unwrap_or_default(),
         blocks: entries,
@@ -213,6 +224,7 @@ fn name_earlier_files(staging: &mut Staging) {
         staging.replaces(file);
     }
     staging.replaces(DESC);
+    staging.replaces(DOMAIN);
 }
 
 /// Writes the description and the decoded devices. Gives a warning for each

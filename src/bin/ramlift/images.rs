@@ -10,7 +10,7 @@ use ramlift::{
 use serde::Serialize;
 
 use crate::exit::Failure;
-use crate::extract::{DESC, MANIFEST, STATE, Shared};
+use crate::extract::{DESC, DOMAIN, MANIFEST, STATE, Shared};
 use crate::output::Staging;
 use crate::paths::BlockPaths;
 use crate::progress;
@@ -69,7 +69,7 @@ pub(crate) fn none(path: &Path, names: &[String]) -> Result<Vec<(BlockId, Option
 /// The image's name of each block. Names are given to all, so that a block's
 /// file has the same name whichever blocks are asked for.
 fn names(ram: &Ram<'_>) -> Vec<String> {
-    let mut paths = BlockPaths::with_reserved(&[STATE, DESC, MANIFEST]);
+    let mut paths = BlockPaths::with_reserved(&[STATE, DESC, MANIFEST, DOMAIN]);
     ram.blocks().map(|(_, block, _)| paths.assign(&block.idstr)).collect()
 }
 

@@ -10,6 +10,8 @@ use serde::Serialize;
 
 use crate::args::InfoArgs;
 use crate::exit::{Exit, Failure};
+use crate::layers::Origin;
+use crate::snapshots::{self, SnapshotReport};
 use crate::{source, terminal};
 
 /// The output of `info --json`.
@@ -81,14 +83,21 @@ pub(crate) fn doubtful_pages(stream: &Stream<'_>) -> Vec<Doubtful> {
 #[derive(Serialize)]
 pub(crate) struct Source {
     path: String,
-    /// In bytes.
+    /// In bytes; not known of what goes by.
     size: Option<u64>,
+    /// What the stream is inside of, from the outside in, and itself.
+    layers: Vec<String>,
+    snapshot: Option<SnapshotReport>,
 }
 
 impl Source {
-    /// `size` is not known of what goes by.
-    pub(crate) fn of(path: &Path, size: Option<u64>) -> Self {
-        Self { path: path.to_string_lossy().into_owned(), size }
+    pub(crate) fn of(path: &Path, origin: &Origin) -> Self {
+        Self {
+            path: path.to_string_lossy().into_owned(),
+            size: origin.size,
+            layers: origin.layers.0.iter().map(ToString::to_string).collect(),
+            snapshot: origin.snapshot.as_ref().map(SnapshotReport::of),
+        }
     }
 }
 
@@ -207,11 +216,17 @@ struct DescriptionReport {
 }
 
 pub(crate) fn run(args: &InfoArgs) -> Result<Exit, Failure> {
-    source::with_stream(&args.source, |stream, size| print(args, stream, size))
+    if let Some(snapshots) = snapshots::several(&args.source.stream, &args.source.layers)? {
+        return snapshots::print(&snapshots, &args.source.stream, args.json);
+    }
+    source::with_stream(&args.source, |stream, origin| print(args, stream, origin))
 }
 
-fn print(args: &InfoArgs, stream: &Stream<'_>, size: Option<u64>) -> Result<Exit, Failure> {
-    let report = report(&args.source.stream, size, stream);
+fn print(args: &InfoArgs, stream: &Stream<'_>, origin: &Origin) -> Result<Exit, Failure> {
+    if args.xml {
+        return print_xml(&args.source.stream, origin);
+    }
+    let report = report(&args.source.stream, origin, stream);
     if args.json {
         terminal::print_json(&report)?;
     } else {
@@ -222,7 +237,18 @@ fn print(args: &InfoArgs, stream: &Stream<'_>, size: Option<u64>) -> Result<Exit
     Ok(Exit::of(stream.warnings().iter().any(|warning| warning.is_loss)))
 }
 
-fn report(path: &Path, size: Option<u64>, stream: &Stream<'_>) -> Report {
+fn print_xml(path: &Path, origin: &Origin) -> Result<Exit, Failure> {
+    let Some(xml) = &origin.domain_xml else {
+        let text = format!("{}: no domain XML in {}", path.display(), origin.layers);
+        return Err(Failure::Other(text));
+    };
+    let mut out = terminal::stdout();
+    out.write_all(xml).map_err(Failure::stdout)?;
+    terminal::finish(out)?;
+    Ok(Exit::Complete)
+}
+
+fn report(path: &Path, origin: &Origin, stream: &Stream<'_>) -> Report {
     let configuration = stream.configuration();
     let capabilities =
         configuration.map(|configuration| configuration.capabilities.as_slice()).unwrap_or_default();
@@ -233,7 +259,7 @@ fn report(path: &Path, size: Option<u64>, stream: &Stream<'_>) -> Report {
     });
     Report {
         ramlift: env!("CARGO_PKG_VERSION"),
-        source: Source::of(path, size),
+        source: Source::of(path, origin),
         format: "QEVM version 3",
         machine: configuration.map(|configuration| configuration.machine.to_string()),
         page_size: stream.ram().map(|ram| ram.page_size().bytes()),
@@ -251,7 +277,7 @@ fn report(path: &Path, size: Option<u64>, stream: &Stream<'_>) -> Report {
         salvaged: is_salvaged(stream),
         lost: lost(stream),
         doubtful_pages: doubtful_pages(stream),
-        warnings: warnings(stream),
+        warnings: origin.warnings.iter().cloned().chain(warnings(stream)).collect(),
     }
 }
 
@@ -346,6 +372,12 @@ fn uuid_text(uuid: [u8; 16]) -> String {
 fn write_text(out: &mut impl Write, report: &Report, stream: &Stream<'_>) -> io::Result<()> {
     let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| "not in the stream".to_owned());
     writeln!(out, "{}", ramlift::Idstr::from(report.source.path.as_str()))?;
+    if report.source.layers.len() > 1 {
+        writeln!(out, "  layers        {}", report.source.layers.join(" → "))?;
+    }
+    if let Some(snapshot) = &report.source.snapshot {
+        writeln!(out, "  snapshot      {snapshot}")?;
+    }
     write!(out, "  format        {}, {} bytes", report.format, report.end)?;
     match report.source.size {
         Some(size) => writeln!(out, " of {size}")?,

@@ -1,16 +1,18 @@
-//! Where a stream comes from: a file, or something that goes by.
+//! Where a stream comes from: a file, a device, or something that goes by.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::num::NonZeroU64;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use ramlift::{Incoming, Input, Kept, Progress, Stream};
 use rustix::fs::{Advice, fadvise};
 
-use crate::args::SourceArgs;
+use crate::args::{LayerArgs, SourceArgs};
 use crate::exit::Failure;
+use crate::layers::{self, Bytes, Origin, Unwrapped};
 use crate::{channels, progress};
 
 /// The name of standard input on the command line.
@@ -19,39 +21,57 @@ pub(crate) const STDIN: &str = "-";
 /// And in messages.
 const NAME: &str = "standard input";
 
-/// A stream, as it can be had.
-pub(crate) enum Opened {
-    /// A file that can be gone back to.
-    Mapped(Input),
-    /// Bytes that come once.
-    Incoming(Incoming),
+/// Opens the stream that `args` name, through all that it is inside of.
+pub(crate) fn open(args: &SourceArgs) -> Result<Unwrapped, Failure> {
+    let unwrapped = open_path(&args.stream, &args.layers)?;
+    let refused = match (args, &unwrapped.bytes) {
+        (SourceArgs { salvage: true, .. }, Bytes::Incoming(_)) => "--salvage",
+        (SourceArgs { channels, .. }, Bytes::Incoming(_)) if !channels.is_empty() => "--channel",
+        _ => return Ok(unwrapped),
+    };
+    Err(needs_a_file(&args.stream, refused, &unwrapped.origin))
 }
 
-/// Opens the stream that `args` name.
-pub(crate) fn open(args: &SourceArgs) -> Result<Opened, Failure> {
-    let refused = match args {
-        _ if args.stream != *STDIN => return open_file(&args.stream),
-        SourceArgs { salvage: true, .. } => "--salvage",
-        SourceArgs { channels, .. } if !channels.is_empty() => "--channel",
-        _ => return open_stdin(),
-    };
-    Err(Failure::Other(format!(
-        "{NAME}: {refused} needs a file that can be gone back to; write the stream to one and give that"
-    )))
+/// The failure of doing `what` with a stream that goes by.
+pub(crate) fn needs_a_file(path: &Path, what: &str, origin: &Origin) -> Failure {
+    let is_inside = origin.layers.0.len() > 1;
+    let why = if is_inside { format!(", and this is {}", origin.layers) } else { String::new() };
+    Failure::Other(format!(
+        "{}: {what} needs a stream that can be gone back to{why}: write it to a file of its own, and give that",
+        name(path).display()
+    ))
 }
 
 /// Opens the stream at `path`, or at standard input for `-`.
-pub(crate) fn open_path(path: &Path) -> Result<Opened, Failure> {
-    if path == STDIN { open_stdin() } else { open_file(path) }
+pub(crate) fn open_path(path: &Path, args: &LayerArgs) -> Result<Unwrapped, Failure> {
+    if path == STDIN {
+        let path = name(path);
+        let mut file = stdin().map_err(Failure::file(path))?;
+        skip(&mut file, args.offset).map_err(Failure::file(path))?;
+        return layers::unwrap_reader(path, Box::new(file), Origin::default());
+    }
+    let kind = std::fs::metadata(path).map_err(Failure::file(path))?.file_type();
+    if kind.is_file() || kind.is_block_device() {
+        let file = File::open(path).map_err(Failure::file(path))?;
+        return layers::unwrap_file(path, file, args);
+    }
+    if kind.is_fifo() {
+        let mut file = File::open(path).map_err(Failure::file(path))?;
+        skip(&mut file, args.offset).map_err(Failure::file(path))?;
+        return layers::unwrap_reader(path, Box::new(file), Origin::default());
+    }
+    let what = if kind.is_dir() { "a directory" } else { "no file, block device or pipe" };
+    Err(Failure::Other(format!("{}: is {what}", path.display())))
 }
 
-fn open_file(path: &Path) -> Result<Opened, Failure> {
-    Input::open(path).map(Opened::Mapped).map_err(Failure::input(path))
+/// The name of what is read, for messages.
+fn name(path: &Path) -> &Path {
+    if path == STDIN { Path::new(NAME) } else { path }
 }
 
-fn open_stdin() -> Result<Opened, Failure> {
-    let file = stdin().map_err(Failure::file(Path::new(NAME)))?;
-    Ok(Opened::Incoming(Incoming::new(NAME, file)))
+/// Passes over bytes before the stream.
+fn skip(file: &mut File, len: u64) -> io::Result<()> {
+    io::copy(&mut file.take(len), &mut io::sink()).map(drop)
 }
 
 /// Standard input, without a buffer of its own, and with as much room in the
@@ -64,11 +84,14 @@ fn stdin() -> io::Result<File> {
     Ok(file)
 }
 
-/// A file to be read once, and its length.
-pub(crate) fn read_once(path: &Path) -> Result<(Incoming, u64), Failure> {
-    let file = File::open(path).map_err(Failure::file(path))?;
-    let len = file.metadata().map_err(Failure::file(path))?.len();
-    Ok((Incoming::new(path, Once { file, done: 0 }), len))
+/// A mapped stream as one that goes by.
+pub(crate) fn read_once(input: &Input) -> Result<Incoming, Failure> {
+    let path = input.path();
+    let range = input.range();
+    let mut file = File::open(path).map_err(Failure::file(path))?;
+    file.seek(SeekFrom::Start(range.start)).map_err(Failure::file(path))?;
+    let once = Once { file, done: range.start };
+    Ok(Incoming::new(path, once.take(range.end - range.start)))
 }
 
 /// A file that is read once: what has been read is not kept in memory.
@@ -88,18 +111,18 @@ impl Read for Once {
 }
 
 /// Walks the stream that `args` name for all but its pages, and does `work`
-/// with it; with its length, if that is known.
+/// with it.
 pub(crate) fn with_stream<T>(
     args: &SourceArgs,
-    work: impl FnOnce(&Stream<'_>, Option<u64>) -> Result<T, Failure>,
+    work: impl FnOnce(&Stream<'_>, &Origin) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    match open(args)? {
-        Opened::Mapped(input) => {
-            let len = input.bytes().len() as u64;
+    let Unwrapped { bytes, origin } = open(args)?;
+    match bytes {
+        Bytes::Mapped(input) => {
             let bar = progress::is_visible(false);
-            channels::with_channels(args, &input, bar, |stream| work(&stream, Some(len)))
+            channels::with_channels(args, &input, bar, |stream| work(&stream, &origin))
         }
-        Opened::Incoming(incoming) => pass(&args.stream, incoming, |stream| work(stream, None)),
+        Bytes::Incoming(incoming) => pass(&args.stream, incoming, |stream| work(stream, &origin)),
     }
 }
 

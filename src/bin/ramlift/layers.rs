@@ -1,0 +1,222 @@
+//! What a stream is inside of: found out layer by layer, from the outside in.
+//!
+//! As long as a layer leaves the bytes of the next as they are, and in a row, the
+//! file is mapped from there on. From the first that does not, a compressed one
+//! or scattered clusters, the stream is read as it goes by.
+
+use std::fs::File;
+use std::io::{self, Cursor, Read, Seek, SeekFrom};
+use std::path::Path;
+
+use ramlift::wrapper::libvirt::{Format, SaveImage};
+use ramlift::wrapper::qcow2::{ImageFile, Qcow2, RunSource, Snapshot, VmState};
+use ramlift::wrapper::{Chain, Layer, PREFIX_LEN, compression, detect, error_of};
+use ramlift::{Incoming, Input, StreamOffset};
+
+use crate::args::LayerArgs;
+use crate::exit::Failure;
+
+/// Layers that are opened; more are nobody's work.
+const DEPTH: usize = 8;
+
+/// A stream, as it can be had.
+pub(crate) enum Bytes {
+    /// Mapped: they can be gone back to.
+    Mapped(Input),
+    /// They come once.
+    Incoming(Incoming),
+}
+
+/// A stream, and what it was inside of.
+pub(crate) struct Unwrapped {
+    pub(crate) bytes: Bytes,
+    pub(crate) origin: Origin,
+}
+
+/// What a stream was inside of.
+#[derive(Default)]
+pub(crate) struct Origin {
+    /// The layers, the stream itself included.
+    pub(crate) layers: Chain,
+    /// libvirt's description of the guest.
+    pub(crate) domain_xml: Option<Vec<u8>>,
+    /// The snapshot that the stream is of.
+    pub(crate) snapshot: Option<Snapshot>,
+    /// The length of the file, if it is one.
+    pub(crate) size: Option<u64>,
+    /// What is odd about the layers.
+    pub(crate) warnings: Vec<String>,
+}
+
+type Reader = Box<dyn Read + Send>;
+
+/// Opens the layers of `file`.
+pub(crate) fn unwrap_file(path: &Path, mut file: File, args: &LayerArgs) -> Result<Unwrapped, Failure> {
+    let size = file.seek(SeekFrom::End(0)).map_err(Failure::file(path))?;
+    let mut origin = Origin { size: Some(size), ..Origin::default() };
+    let mut range = args.offset.min(size)..size;
+    for _ in 0..DEPTH {
+        let prefix = read_prefix(&mut file, range.start).map_err(Failure::file(path))?;
+        let layer = detect(prefix.get(to_len(&range)).unwrap_or(&prefix));
+        match layer {
+            Layer::Libvirt { .. } => {
+                let mut rest = rest_of(path, &file, &range)?;
+                let image = SaveImage::read(&mut rest).map_err(Failure::input(path))?;
+                let at = image.stream_offset();
+                origin.add_libvirt(&image);
+                range.start = range.start.saturating_add(at).min(size);
+                if !matches!(image.format, Format::Raw | Format::Sparse) {
+                    return unwrap_reader(path, image.open(rest, StreamOffset(at)), origin);
+                }
+            }
+            Layer::Qcow2 { .. } if range.start == 0 => {
+                let clone = file.try_clone().map_err(Failure::file(path))?;
+                let state = open_snapshot(path, clone, args, &mut origin)?;
+                match in_a_row(path, state)? {
+                    Some(row) => range = row,
+                    None => return unwrap_reader(path, Box::new(state.reader()), origin),
+                }
+            }
+            Layer::Compressed(compression) => {
+                let rest = rest_of(path, &file, &range)?;
+                origin.layers.0.push(layer);
+                let decoder = compression::decoder(compression, rest, StreamOffset(0));
+                return unwrap_reader(path, decoder, origin);
+            }
+            layer => {
+                origin.layers.0.push(layer);
+                let input = Input::of_range(path, &file, range).map_err(Failure::input(path))?;
+                return Ok(Unwrapped { bytes: Bytes::Mapped(input), origin });
+            }
+        }
+    }
+    Err(too_deep(path, &origin))
+}
+
+/// Opens the layers of what comes out of `reader`.
+pub(crate) fn unwrap_reader(path: &Path, reader: Reader, mut origin: Origin) -> Result<Unwrapped, Failure> {
+    let mut reader = reader;
+    for _ in 0..DEPTH {
+        let mut prefix = Vec::new();
+        let fail = |error| Failure::input(path)(error_of(error, path));
+        (&mut reader).take(PREFIX_LEN as u64).read_to_end(&mut prefix).map_err(fail)?;
+        let layer = detect(&prefix);
+        reader = Box::new(Cursor::new(prefix).chain(reader));
+        match layer {
+            Layer::Libvirt { .. } => {
+                let image = SaveImage::read(&mut reader).map_err(Failure::input(path))?;
+                origin.add_libvirt(&image);
+                reader = image.open(reader, StreamOffset(image.stream_offset()));
+            }
+            Layer::Compressed(compression) => {
+                origin.layers.0.push(layer);
+                reader = compression::decoder(compression, reader, StreamOffset(0));
+            }
+            Layer::Qcow2 { .. } => {
+                let text = "a qcow2 image is read here and there, and this one comes as it goes by; write it to a file first, and give that";
+                return Err(Failure::Other(format!("{}: {text}", path.display())));
+            }
+            layer => {
+                origin.layers.0.push(layer);
+                return Ok(Unwrapped { bytes: Bytes::Incoming(Incoming::new(path, reader)), origin });
+            }
+        }
+    }
+    Err(too_deep(path, &origin))
+}
+
+impl Origin {
+    fn add_libvirt(&mut self, image: &SaveImage) {
+        if image.interrupted {
+            let text = "libvirt never finished this save image: the stream may be cut";
+            self.warnings.push(text.to_owned());
+        }
+        self.layers.0.push(image.layer());
+        self.domain_xml = Some(image.xml.clone());
+    }
+}
+
+fn too_deep(path: &Path, origin: &Origin) -> Failure {
+    Failure::Other(format!("{}: more than {DEPTH} layers: {}", path.display(), origin.layers))
+}
+
+fn to_len(range: &std::ops::Range<u64>) -> std::ops::RangeTo<usize> {
+    ..usize::try_from(range.end - range.start).unwrap_or(usize::MAX)
+}
+
+fn read_prefix(file: &mut File, at: u64) -> io::Result<Vec<u8>> {
+    let mut prefix = Vec::new();
+    file.seek(SeekFrom::Start(at))?;
+    file.take(PREFIX_LEN as u64).read_to_end(&mut prefix)?;
+    Ok(prefix)
+}
+
+/// The bytes of a range of a file, from its start on.
+fn rest_of(path: &Path, file: &File, range: &std::ops::Range<u64>) -> Result<io::Take<File>, Failure> {
+    let mut file = file.try_clone().map_err(Failure::file(path))?;
+    file.seek(SeekFrom::Start(range.start)).map_err(Failure::file(path))?;
+    Ok(file.take(range.end - range.start))
+}
+
+/// Opens an image's snapshots.
+pub(crate) fn open_image(path: &Path, file: File) -> Result<Qcow2<ImageFile>, Failure> {
+    let file = ImageFile::new(file).map_err(Failure::file(path))?;
+    Qcow2::open(file).map_err(Failure::input(path))
+}
+
+/// The VM state of the snapshot that is asked for, or the only one.
+fn open_snapshot(
+    path: &Path,
+    file: File,
+    args: &LayerArgs,
+    origin: &mut Origin,
+) -> Result<&'static VmState<&'static ImageFile>, Failure> {
+    // One image a run of the command, read by a thread that outlives this.
+    let image: &'static Qcow2<ImageFile> = Box::leak(Box::new(open_image(path, file)?));
+    let snapshot = choose(path, image, args.snapshot.as_deref())?;
+    let state = image.vm_state(snapshot).map_err(Failure::input(path))?;
+    if image.is_corrupt() {
+        let text = "QEMU has marked this image corrupt: clusters may have been written over";
+        origin.warnings.push(text.to_owned());
+    }
+    origin.layers.0.push(Layer::Qcow2 { snapshot: Some(snapshot.name.clone()) });
+    origin.snapshot = Some(snapshot.clone());
+    Ok(Box::leak(Box::new(state)))
+}
+
+fn choose<'i>(path: &Path, image: &'i Qcow2<ImageFile>, name: Option<&str>) -> Result<&'i Snapshot, Failure> {
+    if let Some(name) = name {
+        return image.find(name.as_bytes()).map_err(Failure::input(path));
+    }
+    let mut with_state = image.snapshots().iter().filter(|snapshot| snapshot.vm_state_size > 0);
+    match (with_state.next(), with_state.next()) {
+        (Some(only), None) => Ok(only),
+        (None, _) => Err(Failure::Other(format!(
+            "{}: a qcow2 image without a snapshot that has VM state; there are {} snapshots of disks alone",
+            path.display(),
+            image.snapshots().len()
+        ))),
+        _ => {
+            const SHOWN: usize = 16;
+            let names: Vec<String> = image.snapshots().iter().take(SHOWN).map(ToString::to_string).collect();
+            Err(Failure::Other(format!(
+                "{}: a qcow2 image with several snapshots: choose one by --snapshot ID|TAG: {}",
+                path.display(),
+                names.join(", ")
+            )))
+        }
+    }
+}
+
+/// Where in the file a VM state is, if all of it stands there in a row.
+fn in_a_row(
+    path: &Path,
+    state: &'static VmState<&'static ImageFile>,
+) -> Result<Option<std::ops::Range<u64>>, Failure> {
+    let mut runs = state.runs();
+    let first = runs.next().transpose().map_err(Failure::input(path))?;
+    Ok(first.and_then(|run| match run.source {
+        RunSource::File(start) if run.len == state.len() => Some(start..start.checked_add(run.len)?),
+        _ => None,
+    }))
+}
