@@ -107,6 +107,8 @@ pub(crate) struct Feed {
     start: usize,
     at: StreamOffset,
     kept_len: u64,
+    /// Why there is no more, if that is not the end.
+    failure: Option<Error>,
 }
 
 impl Feed {
@@ -118,7 +120,16 @@ impl Feed {
         let (chunk_sender, chunks) = sync_channel(1);
         let (spare, spares) = channel();
         std::thread::spawn(move || read_chunks(reader, chunk_len, &chunk_sender, &spares));
-        Self { name, chunks, spare, window: Vec::new(), start: 0, at: StreamOffset(0), kept_len: 0 }
+        Self {
+            name,
+            chunks,
+            spare,
+            window: Vec::new(),
+            start: 0,
+            at: StreamOffset(0),
+            kept_len: 0,
+            failure: None,
+        }
     }
 
     /// Where the window begins.
@@ -137,16 +148,26 @@ impl Feed {
         skipped.and_then(|skipped| self.window().get(skipped..)).unwrap_or_default()
     }
 
-    /// Lets go of what stands before `at`, and reads on. False at the end.
-    ///
-    /// # Errors
-    /// What the reader says.
-    pub(crate) fn more(&mut self, at: StreamOffset) -> Result<bool> {
+    /// Why the reader ended, if it failed. What the stream has may be whole by
+    /// then: who knows that has to ask.
+    pub(crate) fn failure(&mut self) -> Option<Error> {
+        self.failure.take()
+    }
+
+    /// Lets go of what stands before `at`, and reads on. False at the end, or
+    /// where the reader [fails](Self::failure).
+    pub(crate) fn more(&mut self, at: StreamOffset) -> bool {
         let done = at.0.checked_sub(self.at.0).and_then(index).unwrap_or(0);
         self.start = (self.start + done).min(self.window.len());
         self.at = at;
-        let Ok(chunk) = self.chunks.recv() else { return Ok(false) };
-        let mut chunk = chunk.map_err(|source| error_of(source, &self.name))?;
+        let mut chunk = match self.chunks.recv() {
+            Ok(Ok(chunk)) => chunk,
+            Ok(Err(source)) => {
+                self.failure = Some(error_of(source, &self.name));
+                return false;
+            }
+            Err(_) => return false,
+        };
         let left = self.window.get(self.start..).unwrap_or_default();
         let used = match HEADROOM.checked_sub(left.len()) {
             Some(start) => {
@@ -165,7 +186,7 @@ impl Feed {
         };
         // Nobody may want it any more.
         let _ = self.spare.send(used);
-        Ok(true)
+        true
     }
 
     /// A copy of `len` bytes from `at` on, which is in the window; less if the
@@ -187,16 +208,16 @@ impl Feed {
 
     /// Reads what is left to the end, and drops it. Gives how many bytes it
     /// is, and whether all of them are zero.
-    pub(crate) fn drain(&mut self) -> Result<(u64, bool)> {
+    pub(crate) fn drain(&mut self) -> (u64, bool) {
         let mut len = 0;
         let mut is_zero = true;
         let mut end = StreamOffset(self.at.0 + self.window().len() as u64);
-        while self.more(end)? {
+        while self.more(end) {
             len += self.window().len() as u64;
             is_zero &= self.window().iter().all(|byte| *byte == 0);
             end = StreamOffset(self.at.0 + self.window().len() as u64);
         }
-        Ok((len, is_zero))
+        (len, is_zero)
     }
 }
 
@@ -261,7 +282,7 @@ mod tests {
         // Steps that leave little, nothing, and more than there is room for.
         for step in [1000, 5_000_000, 100_000].into_iter().cycle() {
             let at = StreamOffset(done as u64);
-            while feed.from(at).len() < step && feed.more(at).unwrap() {}
+            while feed.from(at).len() < step && feed.more(at) {}
             let seen = feed.from(at);
             let len = seen.len().min(step);
             assert!(seen[..len] == all[done..done + len], "at {at}");
@@ -282,16 +303,17 @@ mod tests {
             }
         }
         let mut feed = Feed::new(Incoming::new("pipe", io::Cursor::new(b"head").chain(Broken)));
-        assert!(feed.more(StreamOffset(0)).unwrap());
+        assert!(feed.more(StreamOffset(0)));
         assert_eq!(feed.window(), b"head");
-        let error = feed.more(StreamOffset(4)).unwrap_err();
+        assert!(!feed.more(StreamOffset(4)));
+        let error = feed.failure().unwrap();
         assert!(error.to_string().contains("pipe"), "{error}");
     }
 
     #[test]
     fn what_is_drained_is_counted() {
         let mut feed = Feed::new(Incoming::new("test", io::Cursor::new(vec![0; CHUNK_LEN + 5])));
-        feed.more(StreamOffset(0)).unwrap();
-        assert_eq!(feed.drain().unwrap(), (5, true));
+        feed.more(StreamOffset(0));
+        assert_eq!(feed.drain(), (5, true));
     }
 }

@@ -117,7 +117,7 @@ impl<'a> Stream<'a> {
         taker: &mut impl PageTaker,
     ) -> Result<Self> {
         let mut walk = Walk::over_reader(incoming, kept, progress, taker)?;
-        walk.run()?;
+        walk.run_over_reader()?;
         if walk.late_page_size().is_some() {
             return Err(Error::new(ErrorKind::GoneBy { what: "the page size shows too late" }));
         }

@@ -360,7 +360,8 @@ impl<'a, 'p> Walk<'a, 'p> {
             let text = "the stream has no description (machine property suppress-vmdesc, an old QEMU, or postcopy): device state could not be decoded";
             self.warn(Some(eof), text.into(), false);
         }
-        self.note_tail()
+        self.note_tail();
+        Ok(())
     }
 
     fn read_description_text(&mut self) -> Result<()> {
@@ -406,9 +407,9 @@ impl<'a, 'p> Walk<'a, 'p> {
     }
 
     /// Says what stands behind the stream.
-    fn note_tail(&mut self) -> Result<()> {
+    fn note_tail(&mut self) {
         let rest = self.cursor.rest();
-        let (gone_by, is_zero) = self.going_by.as_mut().map_or(Ok((0, true)), GoingBy::drain)?;
+        let (gone_by, is_zero) = self.going_by.as_mut().map_or((0, true), GoingBy::drain);
         if !is_zero || rest.iter().any(|byte| *byte != 0) {
             let len = rest.len() as u64 + gone_by;
             let text = format!("{len} bytes behind the end of the stream are not part of it");
@@ -417,7 +418,6 @@ impl<'a, 'p> Walk<'a, 'p> {
             let is_loss = self.description.is_none();
             self.warn(Some(self.cursor.offset()), text, is_loss);
         }
-        Ok(())
     }
 
     /// What the walk has found.

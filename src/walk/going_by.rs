@@ -55,6 +55,11 @@ pub(crate) struct GoingBy<'a, 'p> {
 }
 
 impl<'a> GoingBy<'a, '_> {
+    /// Why the reader ended, if it failed.
+    pub(super) fn failure(&mut self) -> Option<Error> {
+        self.feed.failure()
+    }
+
     /// What was kept.
     pub(crate) fn into_parts(self) -> Parts<'a> {
         self.parts
@@ -69,7 +74,7 @@ impl<'a> GoingBy<'a, '_> {
 
     fn more(&mut self, ram: &mut RamReader<'a, '_>, at: StreamOffset) -> Result<bool> {
         self.hand_on(ram)?;
-        self.feed.more(at)
+        Ok(self.feed.more(at))
     }
 
     /// Hands the pages in the window on.
@@ -79,12 +84,12 @@ impl<'a> GoingBy<'a, '_> {
 
     /// Reads what is left of the reader behind what was kept. Gives how many
     /// bytes it is, and whether all of them are zero.
-    pub(super) fn drain(&mut self) -> Result<(u64, bool)> {
+    pub(super) fn drain(&mut self) -> (u64, bool) {
         let kept = self.parts.end();
         let unkept = self.feed.from(kept);
         let (len, is_zero) = (unkept.len() as u64, unkept.iter().all(|byte| *byte == 0));
-        let (more, more_is_zero) = self.feed.drain()?;
-        Ok((len + more, is_zero && more_is_zero))
+        let (more, more_is_zero) = self.feed.drain();
+        (len + more, is_zero && more_is_zero)
     }
 
     /// Keeps `len` bytes from `at` on, or all that are left, and gives a
@@ -115,6 +120,22 @@ impl<'a, 'p> Walk<'a, 'p> {
         walk.vain_len.set(limit::EARLY_DEVICE_LEN);
         walk.going_by = Some(going_by);
         Ok(walk)
+    }
+
+    /// Walks to the end, as [`run`](Self::run) does. Where the reader failed
+    /// before that, this is why.
+    pub(crate) fn run_over_reader(&mut self) -> Result<()> {
+        let walked = self.run();
+        let failure = self.going_by.as_mut().and_then(GoingBy::failure);
+        match (walked, failure) {
+            (Err(_), Some(failure)) => Err(failure),
+            (Ok(()), Some(failure)) => {
+                let text = format!("behind the end of the stream: {failure}");
+                self.warn(Some(self.cursor.offset()), text, false);
+                Ok(())
+            }
+            (walked, None) => walked,
+        }
     }
 
     /// Has `len` bytes under the cursor, or all that are left.
@@ -151,26 +172,33 @@ impl<'a, 'p> Walk<'a, 'p> {
     /// finds it in what follows.
     fn keep_through(&mut self, end: impl Fn(&Self, Cursor<'_>) -> Option<StreamOffset>) -> Result<()> {
         let Some(mut going_by) = self.going_by.take() else { return Ok(()) };
-        if !going_by.is_whole {
-            self.ram.end_records();
-            let at = self.cursor.offset();
-            let mut len = REST_LEN;
-            let end = loop {
-                going_by.reach(&mut self.ram, at, len)?;
-                let seen = going_by.feed.from(at);
-                let is_all = seen.len() < len || seen.len() as u64 >= limit::REST_LEN;
-                match end(self, Cursor::new(seen, at)) {
-                    Some(end) => break index(end.0 - at.0).unwrap_or(seen.len()),
-                    None if is_all => break seen.len(),
-                    None => len = seen.len().saturating_mul(2),
-                }
-            };
-            self.cursor = going_by.keep(&mut self.ram, at, end)?;
-            going_by.hand_on(&mut self.ram)?;
-            going_by.is_whole = true;
-            self.vain_len.set(self.cursor.remaining());
-        }
+        let kept = if going_by.is_whole { Ok(()) } else { self.keep_rest_of(&mut going_by, end) };
         self.going_by = Some(going_by);
+        kept
+    }
+
+    fn keep_rest_of(
+        &mut self,
+        going_by: &mut GoingBy<'a, 'p>,
+        end: impl Fn(&Self, Cursor<'_>) -> Option<StreamOffset>,
+    ) -> Result<()> {
+        self.ram.end_records();
+        let at = self.cursor.offset();
+        let mut len = REST_LEN;
+        let end = loop {
+            going_by.reach(&mut self.ram, at, len)?;
+            let seen = going_by.feed.from(at);
+            let is_all = seen.len() < len || seen.len() as u64 >= limit::REST_LEN;
+            match end(self, Cursor::new(seen, at)) {
+                Some(end) => break index(end.0 - at.0).unwrap_or(seen.len()),
+                None if is_all => break seen.len(),
+                None => len = seen.len().saturating_mul(2),
+            }
+        };
+        self.cursor = going_by.keep(&mut self.ram, at, end)?;
+        going_by.hand_on(&mut self.ram)?;
+        going_by.is_whole = true;
+        self.vain_len.set(self.cursor.remaining());
         Ok(())
     }
 
