@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import re
 import shutil
 import subprocess
 import tempfile
@@ -15,21 +14,9 @@ from pathlib import Path
 from . import BenchError
 
 CHUNK = 8 << 20
+WARM_TRIES = 5
 CGROUP = Path("/sys/fs/cgroup")
 PROT_READ, MAP_SHARED = 1, 1
-MEMORY = re.compile(rb"^(RssAnon|VmHWM):\s+(\d+) kB$", re.MULTILINE)
-
-
-@dataclass(frozen=True)
-class Peaks:
-    """Bytes of a process' memory at their peaks.
-
-    The anonymous ones are the most that was seen, and a short peak can go unseen. The
-    kernel keeps the peak of the resident ones, mapped files among them.
-    """
-
-    anonymous: int
-    resident: int
 
 
 @dataclass(frozen=True)
@@ -39,7 +26,7 @@ class Run:
     seconds: float
     cpu: float = 0.0  # seconds of all threads, in the kernel and outside
     io: dict[str, int] = field(default_factory=dict)  # as /proc/PID/io has it
-    memory: "Peaks | None" = None  # if watched
+    anonymous: int = 0  # bytes of memory at the peak, if watched
     parts: dict[str, float] = field(default_factory=dict)  # further seconds
 
 
@@ -115,7 +102,7 @@ def run(
             stderr=stderr,
             preexec_fn=group.enter if group else None,
         )
-        memory = watch(process.pid) if watched else None
+        anonymous = watch(process.pid) if watched else 0
         # The process stays for a moment, so that its counters can be read.
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         seconds = time.perf_counter() - begin
@@ -127,7 +114,7 @@ def run(
             said = stderr.read().decode(errors="replace").strip().splitlines()[-3:]
             name = Path(str(command[0])).name
             raise BenchError(f"{name} ends with {process.returncode}: {' / '.join(said)}")
-    return Run(seconds, usage.ru_utime + usage.ru_stime, io, memory)
+    return Run(seconds, usage.ru_utime + usage.ru_stime, io, anonymous)
 
 
 def counters(pid: int) -> dict[str, int]:
@@ -135,16 +122,18 @@ def counters(pid: int) -> dict[str, int]:
     return {name: int(value) for name, value in (line.split(": ") for line in lines)}
 
 
-def watch(pid: int) -> Peaks:
-    """Looks at a process' memory until it ends."""
-    anonymous, resident = 0, 0
-    with open(f"/proc/{pid}/status", "rb", buffering=0) as status:
+def watch(pid: int) -> int:
+    """Looks at a process' anonymous memory until it ends: the most that was seen.
+
+    It is looked at some ten thousand times a second; on a machine that does other
+    things too, a short peak can go unseen.
+    """
+    peak, page = 0, os.sysconf("SC_PAGE_SIZE")
+    with open(f"/proc/{pid}/statm", "rb", buffering=0) as statm:
         while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
-            said = dict(MEMORY.findall(os.pread(status.fileno(), 4096, 0)))
-            # None is there once the process is ending.
-            anonymous = max(anonymous, int(said.get(b"RssAnon", 0)))
-            resident = max(resident, int(said.get(b"VmHWM", 0)))
-    return Peaks(anonymous << 10, resident << 10)
+            _, resident, shared, *_ = map(int, os.pread(statm.fileno(), 256, 0).split())
+            peak = max(peak, resident - shared)
+    return peak * page
 
 
 @contextmanager
@@ -161,13 +150,14 @@ def on_cores(count: int | None):
 
 def warm(path: Path) -> None:
     """Has the whole file in the page cache."""
-    for _ in range(2):
-        if cached(path) >= path.stat().st_size:
+    for _ in range(WARM_TRIES):
+        missing = path.stat().st_size - cached(path)
+        if missing <= 0:
             return
         with open(path, "rb", buffering=0) as file:
             while file.read(CHUNK):
                 pass
-    raise BenchError(f"the page cache does not keep {path.name}: too little memory")
+    raise BenchError(f"the page cache does not keep {missing} bytes of {path.name}: too little memory")
 
 
 def cool(path: Path) -> None:

@@ -22,6 +22,7 @@ GIB = 1 << 30
 OUT = "out"
 IMAGE = f"{OUT}/{streams.BLOCK.decode()}"
 OTHER = ", other build"
+EXTRACT = ("extract", "-o", OUT, "--quiet")
 
 Check = Callable[[Path], None]
 
@@ -91,8 +92,7 @@ class Session:
 
     def extract(self, stream: Path, check: Check | None = None, name="extract") -> list[Contestant]:
         """`ramlift extract`, of both builds if there are two."""
-        arguments = ["extract", stream, "-o", OUT, "--quiet"]
-        return self.ramlifts(name, arguments, stream, check=check)
+        return self.ramlifts(name, [*EXTRACT, stream], stream, check=check)
 
     def ramlifts(
         self, name: str, arguments: list, *inputs: Path, check: Check | None = None, cores: int | None = None
