@@ -80,15 +80,16 @@ def versions(session: Session) -> list[str]:
 def commit() -> str:
     """The commit that is built, and whether files were changed since."""
     command = ["git", "describe", "--always", "--abbrev=10", "--dirty=, with changes"]
-    try:
-        return "commit " + first_line(*command)
-    except (OSError, subprocess.SubprocessError):
-        return "no commit known"
+    return f"commit {first_line(*command)}"
 
 
 def first_line(*command) -> str:
-    done = subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True)
-    return done.stdout.splitlines()[0]
+    """What a command says of itself; no reason to give up if it does not."""
+    try:
+        done = subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return "".join(done.stdout.splitlines()[:1]) or "unknown"
 
 
 def digest(path: Path) -> str:
