@@ -36,12 +36,16 @@ class Qemu:
             self._channel.sendall(json.dumps(request).encode())
         except OSError as error:
             raise self._gone() from error
-        while True:
-            reply = self._receive()
-            if "return" in reply:
-                return reply["return"]
-            if "error" in reply:
-                raise StreamError(f"{command}: {reply['error']['desc']}")
+        return self._answer(command)
+
+    def give_file(self, name: str, file) -> None:
+        """Gives QEMU an open file, for the address `fd:name`."""
+        request = {"execute": "getfd", "arguments": {"fdname": name}}
+        try:
+            socket.send_fds(self._channel, [json.dumps(request).encode()], [file.fileno()])
+        except OSError as error:
+            raise self._gone() from error
+        self._answer("getfd")
 
     def monitor(self, command: str) -> str:
         """Runs a command of the human monitor and returns what it prints."""
@@ -59,6 +63,14 @@ class Qemu:
         """Ends QEMU at once, whatever it is doing."""
         self._process.kill()
         self._process.wait()
+
+    def _answer(self, command: str):
+        while True:
+            reply = self._receive()
+            if "return" in reply:
+                return reply["return"]
+            if "error" in reply:
+                raise StreamError(f"{command}: {reply['error']['desc']}")
 
     def _receive(self) -> dict:
         try:
@@ -122,11 +134,12 @@ def start(host, binary: str, arguments: list[str], directory: Path, qtest=None):
 class Deadline:
     """A point in time after which waiting is a failure."""
 
-    def __init__(self, seconds: float):
+    def __init__(self, seconds: float, pause: float = 0.02):
         self._end = time.monotonic() + seconds
+        self._pause = pause
 
     def poll(self, what: str) -> None:
         """Sleeps for a moment, or fails because `what` did not come in time."""
         if time.monotonic() > self._end:
             raise StreamError(f"timed out waiting for {what}")
-        time.sleep(0.02)
+        time.sleep(self._pause)
