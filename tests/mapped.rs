@@ -56,6 +56,29 @@ fn the_order_of_words_is_found_by_the_pages() {
 }
 
 #[test]
+fn stale_pages_everywhere_do_not_turn_the_order_of_words() {
+    let mut stream = unpack(MAPPED);
+    let found = headers(&stream);
+    let pages_of =
+        |stream: &[u8], at: usize| u64::from_be_bytes(stream[at + 20..at + 28].try_into().unwrap()) as usize;
+    // Of each 64 pages of the first block one is not zero, and all have been
+    // written to. Nothing else tells the order of words.
+    for (at, len) in &found {
+        stream[at + 28..at + 28 + len].fill(0);
+    }
+    let (at, len) = found[0];
+    let pages = pages_of(&stream, at);
+    stream[pages..pages + len * 8 * 4096].fill(0x55);
+    stream[at + 28..at + 28 + len].chunks_mut(8).for_each(|word| word[7] = 1);
+    let parsed = Stream::parse(&stream).unwrap();
+    let ram = parsed.ram().unwrap();
+    for page in 0..len * 8 {
+        let content = ram.page(BlockId(0), BlockOffset(page as u64 * 4096)).unwrap();
+        assert_eq!(matches!(content, Page::Data(_)), page % 64 == 56, "page {page}");
+    }
+}
+
+#[test]
 fn offsets_of_a_stream_that_stood_further_on_are_understood() {
     // `file:…,offset=`: offsets count from the begin of the file.
     let stream = unpack(MAPPED);

@@ -427,14 +427,19 @@ impl<'a> MappedPages<'a> {
     }
 
     /// Bytes of the bitmap, a few, that say different things in different
-    /// orders.
+    /// orders. Whole words of 64 bits: an order only moves bits within one, so
+    /// pages whose stale bytes speak against the right order then speak as
+    /// much against the others.
     fn telling_bytes(&self) -> Vec<usize> {
-        const SAMPLES: usize = 32;
+        const SAMPLES: usize = 8;
+        const WORD_LEN: usize = 8;
         let count = index(self.page_count.div_ceil(8)).unwrap_or(0);
-        let differs = |nth: &usize| {
-            WordOrder::ALL.iter().any(|order| self.byte(*order, *nth) != self.byte(WordOrder::Little, *nth))
+        let word = |first: &usize| *first..*first + WORD_LEN;
+        let differs = |nth: usize| {
+            WordOrder::ALL.iter().any(|order| self.byte(*order, nth) != self.byte(WordOrder::Little, nth))
         };
-        (0..count).filter(differs).take(SAMPLES).collect()
+        let words = (0..count).step_by(WORD_LEN).filter(|first| word(first).any(differs));
+        words.take(SAMPLES).flat_map(|first| word(&first)).collect()
     }
 }
 
