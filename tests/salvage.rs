@@ -554,6 +554,23 @@ fn candidates_everywhere_are_looked_at_once() {
 }
 
 #[test]
+fn many_pages_made_across_many_gaps_are_looked_at_once() {
+    const COUNT: u64 = 20_000;
+    let whole = (1..COUNT)
+        .fold(Records::new().fill("main.ram", 0, 0), |records, nth| records.next_fill(nth << 12, 0));
+    let body = Records::new().fill("main.ram", 0, 0);
+    let between = Synth::new().raw([0xff; 9]).ram_part(body.clone()).ram_part(body).bytes();
+    let changed =
+        (0..COUNT).fold(Records::new(), |records, nth| records.next_xbzrle(nth << 12, &[(0, &[1])]));
+    let stream = Synth::machine()
+        .ram_start(&[Block::new("main.ram", COUNT << 12)])
+        .ram_part(whole)
+        .raw(between[8..].repeat(COUNT as usize))
+        .ram_part(changed);
+    check_time(&stream.ram_end(Records::new()).finish());
+}
+
+#[test]
 fn headers_of_described_devices_everywhere_are_looked_at_in_time() {
     let stream = opened().ram_end(Records::new()).raw([0xff]);
     let headers: Vec<u8> = (0..300_000u32)

@@ -680,15 +680,23 @@ impl BlockPages<'_> {
         whole - changed_since.count() as u64
     }
 
-    /// Pages that are made by records on both sides of `place`: if records are
-    /// missing there, what changed behind them is laid over the wrong page.
-    pub(crate) fn made_across(&self, place: StreamOffset) -> Vec<BlockOffset> {
-        let Pages::Records { deltas, .. } = &self.pages else { return Vec::new() };
-        let across = self.chains(deltas).filter(|(base, deltas)| {
-            base.0 < place.0 && deltas.last().is_some_and(|delta| delta.payload >= place)
-        });
-        let page = |deltas: &[Delta]| deltas.first().map_or(0, |delta| delta.page);
-        across.map(|(_, deltas)| BlockOffset(page(deltas) << self.page_size.bits())).collect()
+    /// Pages that are made by records on both sides of one of `gaps`, which
+    /// ascend: if records are missing there, what changed behind them is laid
+    /// over the wrong page.
+    pub(crate) fn made_across<'p>(
+        &'p self,
+        gaps: &'p [StreamOffset],
+    ) -> impl Iterator<Item = BlockOffset> + 'p {
+        let deltas = match &self.pages {
+            Pages::Records { deltas, .. } => deltas.as_slice(),
+            Pages::Mapped(_) => &[],
+        };
+        self.chains(deltas).filter_map(|(base, deltas)| {
+            let last = deltas.last()?;
+            let first_behind = gaps.partition_point(|gap| *gap <= base);
+            gaps.get(first_behind).filter(|gap| **gap <= last.payload)?;
+            Some(BlockOffset(last.page << self.page_size.bits()))
+        })
     }
 
     /// The pages that are not simply bytes of the stream.

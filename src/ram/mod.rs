@@ -226,13 +226,13 @@ impl<'a> Ram<'a> {
 
     /// Takes pages as far as they can be decoded from here on. Gives those
     /// that cannot, and those that are made by records on both sides of one of
-    /// the `gaps`, so that a change may be laid over the wrong page; each with
-    /// its last record's place.
+    /// the `gaps`, which ascend, so that a change may be laid over the wrong
+    /// page; each with its last record's place.
     pub(crate) fn tolerate(&mut self, gaps: &[StreamOffset]) -> Vec<DoubtfulPage> {
         let mut doubtful = Vec::new();
         let mut reader = PageReader::new(self);
         for (block, _, pages) in self.blocks() {
-            let across = gaps.iter().flat_map(|gap| pages.made_across(*gap));
+            let across = pages.made_across(gaps);
             let broken = pages.encoded().filter(|(_, source)| reader.read(source).is_err());
             let mut offsets: Vec<BlockOffset> = across.chain(broken.map(|(offset, _)| offset)).collect();
             offsets.sort_unstable();
