@@ -19,7 +19,7 @@ use std::path::Path;
 use proptest::prelude::*;
 use ramlift::{
     BlockOffset, Channel, ChannelPages, Error, ErrorKind, MultifdCompression, Packet, PacketContent,
-    PacketPage, RamPacket, Result, Stream, StreamOffset, TargetPageSize,
+    PacketPage, Page, Progress, RamPacket, Result, Stream, StreamOffset, TargetPageSize,
 };
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -27,7 +27,7 @@ use support::channel::{self as made, HEADER_LEN, INITIAL_LEN, PAGE, ROOM, channe
 use support::cli::{Output, Workplace};
 use support::fixtures::{read_json, unpack, unpack_channels};
 use support::naive::{Content, Naive};
-use support::synth::noise;
+use support::synth::{Block, MULTIFD_FLUSH, RAM_ID, Records, Synth, block_list, noise};
 
 const SPOOL: &str = "spool";
 
@@ -392,6 +392,43 @@ fn a_channel_says_whose_and_which_it_is_and_how_it_is_packed() {
 // Made channels.
 
 /// Two pages of data and one of zeros, a sync point, and one page more.
+/// Two blocks of 64 pages, whose main channel is damaged where it goes from the
+/// first to the second: in the midst of a section, or from one to the next.
+fn damaged_main_channels() -> [Vec<u8>; 2] {
+    let blocks = [Block::new("main.ram", 64 << 12), Block::new("vga.vram", 64 << 12)];
+    let start = [block_list(128 << 12, &blocks), Records::new().word(MULTIFD_FLUSH, &[]).end()].concat();
+    let start = Synth::machine().start(RAM_ID, "ram", 4, &start);
+    let first = Records::new().fill("main.ram", 0, 0x11).next_fill(0x1000, 0x11);
+    // Only vga.vram can have these: QEMU names main.ram behind them.
+    let behind = |damaged| (20..60).fold(damaged, |records: Records, nth| records.next_fill(nth << 12, 0x22));
+    let last = |records: Records| records.fill("main.ram", 0x3000, 0x11).word(MULTIFD_FLUSH, &[]);
+    let bad_record = first.clone().word(u64::MAX, &[0xee; 20]);
+    let one = start.clone().ram_part(last(behind(bad_record)));
+    let bad_head = start.ram_part(first).raw([0xff; 30]).raw(last(behind(Records::new())).end());
+    [one, bad_head.footer(RAM_ID)].map(|stream| stream.ram_end(Records::new()).finish())
+}
+
+#[test]
+fn channels_are_joined_to_a_salvaged_main_channel() {
+    let packet = made::Packet::data("main.ram", &[0x1e000], &noise(1, PAGE));
+    let bytes = channel(0, &[made::Packet::sync(), packet, made::Packet::sync()]);
+    for stream in damaged_main_channels() {
+        let mut parsed = Stream::salvage(&stream, &Progress::new()).unwrap();
+        assert_eq!(parsed.losses().len(), 1, "{:?}", parsed.losses());
+        parsed.join(&[ChannelPages { channel: parse(&bytes).unwrap(), pages: &bytes }]).unwrap();
+        let ram = parsed.ram().unwrap();
+        let id = |block: &str| ram.find(block.as_bytes()).unwrap();
+        let page = |block: &str, nth: u64| ram.page(id(block), BlockOffset(nth << 12)).unwrap();
+        assert_eq!(page("main.ram", 0), Page::Fill(0x11));
+        assert_eq!(page("main.ram", 3), Page::Fill(0x11));
+        assert_eq!(page("main.ram", 30), Page::Data(noise(1, PAGE).into()));
+        assert_eq!(page("main.ram", 40), Page::Absent);
+        assert_eq!(page("vga.vram", 40), Page::Fill(0x22));
+        // What a channel holds may have been replaced by what is lost.
+        assert_eq!(parsed.possibly_stale_pages(id("main.ram")), 3);
+    }
+}
+
 fn small_packets() -> [made::Packet; 3] {
     let pages = noise(1, 3 * PAGE);
     let mut first = made::Packet::data("ram", &[0x3000, 0x1000], &pages[..2 * PAGE]);

@@ -26,6 +26,7 @@ use std::ops::Range;
 
 use crate::ram::mapped::MappedPages;
 use crate::ram::record::RecordContent;
+use crate::ram::sources::is_in_stream;
 use crate::units::{BlockOffset, StreamOffset, TargetPageSize};
 
 /// Bytes from one fill record's byte to the next's, if they are neighbours.
@@ -662,7 +663,8 @@ impl BlockPages<'_> {
         }
     }
 
-    /// How many pages have their last record before `place`.
+    /// How many pages have their last record before `place`. Those of multifd
+    /// channels are among them: nothing says what they stand before.
     pub(crate) fn last_sent_before(&self, place: StreamOffset) -> u64 {
         let (extents, deltas) = match &self.pages {
             Pages::Records { extents, deltas } => (extents, deltas),
@@ -670,6 +672,7 @@ impl BlockPages<'_> {
             Pages::Mapped(pages) => return if pages.is_by_content() { self.data_pages } else { 0 },
         };
         let sent_before = |extent: &Extent| match place.0.checked_sub(extent.payload) {
+            None if !is_in_stream(StreamOffset(extent.payload)) => extent.count.into(),
             Some(len) => len.div_ceil(extent.stride(self.page_size).max(1)).min(extent.count.into()),
             None => 0,
         };

@@ -14,6 +14,7 @@ use crate::multifd::{Channel, Packet, PacketContent, RamPacket};
 use crate::ram::Ram;
 use crate::ram::index::IndexBuilder;
 use crate::ram::record::{Certainty, PageRecord, PageRecords, RecordContent, RecordState};
+use crate::ram::sources;
 use crate::section::{Section, SectionType};
 use crate::units::{BlockId, StreamOffset, index};
 
@@ -99,6 +100,12 @@ fn check_channels(channels: &[ChannelPages<'_>], epochs: u64) -> Result<()> {
     }
 }
 
+/// A place for a page of zeros, which has none in the stream: one of its own
+/// that neighbours have beside it.
+fn place_of_zeros(page: u64) -> StreamOffset {
+    StreamOffset(sources::NOWHERE.0 + page * 9)
+}
+
 fn strange(channel: &Channel<'_>, what: &str) -> Error {
     Error::new(ErrorKind::Part { why: format!("multifd channel {} is {what}", channel.id()) })
 }
@@ -112,16 +119,22 @@ impl<'a> Joiner<'_, 'a> {
             let is_start = section.kind == SectionType::Start;
             let at = if is_start { ram.first_record } else { section.body };
             let bytes = index(at.0).and_then(|at| ram.input.get(at..)).unwrap_or_default();
+            state.current = ram.current_at(at, state.current);
             let mut records = PageRecords::new(Cursor::new(bytes, at), &ram.list, state);
-            let mut flushes = 0;
+            let (mut flushes, mut is_whole) = (0, true);
             while let Some(record) = records.next() {
                 self.pass_to(records.flush_count() - flushes)?;
                 flushes = records.flush_count();
-                self.push(&record?)?;
+                match record {
+                    Ok(record) => self.push(&record)?,
+                    // A salvage has listed what is lost, and gone on behind.
+                    Err(_) if ram.is_tolerant() => is_whole = false,
+                    Err(error) => return Err(error),
+                }
             }
             self.pass_to(records.flush_count() - flushes)?;
             by_flush |= is_start && records.flush_count() > 0;
-            self.pass_to(u64::from(!by_flush))?;
+            self.pass_to(u64::from(is_whole && !by_flush))?;
             state = records.state();
         }
         self.take_epoch()
@@ -178,8 +191,7 @@ impl<'a> Joiner<'_, 'a> {
             let number = size.page_of(page.offset);
             let at = match page.content {
                 PacketContent::Zero => {
-                    // A place of its own that neighbours have beside it.
-                    builder.push(number, RecordContent::Fill(0), StreamOffset(number * 9), size);
+                    builder.push(number, RecordContent::Fill(0), place_of_zeros(number), size);
                     continue;
                 }
                 PacketContent::InChannel(at) => at.0,

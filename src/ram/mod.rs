@@ -309,13 +309,19 @@ impl<'a> Ram<'a> {
                 }
                 state = records.as_ref().map_or(state, PageRecords::state);
                 let body = bodies.next()?;
-                // Behind a gap CONTINUE means what the salvage found out.
-                if let Ok(nth) = self.resumed.binary_search_by_key(&body.offset(), |(at, _)| *at) {
-                    state.current = self.resumed.get(nth).and_then(|(_, current)| *current);
-                }
+                state.current = self.current_at(body.offset(), state.current);
                 records = Some(PageRecords::new(body, &self.list, state));
             }
         })
+    }
+
+    /// The block of CONTINUE at the begin of a body, `before` being that of
+    /// the body before: behind a gap it is what the salvage found out.
+    fn current_at(&self, body: StreamOffset, before: Option<BlockId>) -> Option<BlockId> {
+        match self.resumed.binary_search_by_key(&body, |(at, _)| *at) {
+            Ok(nth) => self.resumed.get(nth).and_then(|(_, current)| *current),
+            Err(_) => before,
+        }
     }
 }
 

@@ -176,6 +176,8 @@ impl<'a> RamReader<'a, '_> {
     /// Goes on with CONTINUE being the records of this block, or of none.
     pub(crate) fn resume(&mut self, at: StreamOffset, current: Option<BlockId>) {
         self.state.current = current;
+        // The last word on a place counts.
+        self.resumed.pop_if(|(last, _)| *last == at);
         self.resumed.push((at, current));
     }
 

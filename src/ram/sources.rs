@@ -11,6 +11,14 @@ const OFFSET_BITS: u32 = 52;
 /// Sources there can be, the stream included.
 const SOURCES: usize = 1 << (63 - OFFSET_BITS);
 
+/// Behind all places of all sources.
+pub(crate) const NOWHERE: StreamOffset = StreamOffset(1 << 63);
+
+/// Whether a place is in the stream itself.
+pub(crate) fn is_in_stream(at: StreamOffset) -> bool {
+    at.0 >> OFFSET_BITS == 0
+}
+
 /// The bytes that pages are in.
 #[derive(Clone, Debug)]
 pub(crate) struct Sources<'a> {
@@ -73,5 +81,7 @@ mod tests {
         assert_eq!(sources.from(at.checked_add(6).unwrap()), None);
         assert_eq!(sources.from(StreamOffset(2 << OFFSET_BITS)), None);
         assert_eq!(sources.from(StreamOffset(u64::MAX)), None);
+        assert_eq!(sources.from(NOWHERE), None);
+        assert!(is_in_stream(StreamOffset(6)) && !is_in_stream(at) && !is_in_stream(NOWHERE));
     }
 }
