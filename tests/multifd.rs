@@ -392,6 +392,37 @@ fn a_channel_says_whose_and_which_it_is_and_how_it_is_packed() {
 // Made channels.
 
 /// Two pages of data and one of zeros, a sync point, and one page more.
+#[test]
+fn what_is_beside_channels_is_kept() {
+    // A shared block that was supplied before the channels were given.
+    let blocks = [Block::new("main.ram", 2 << 12).mr_addr(0), Block::new("vga.vram", 1 << 12).mr_addr(0)];
+    let records = Records::new().fill("vga.vram", 0, 0);
+    let synth = Synth::machine().capabilities(&["x-ignore-shared"]).ram_start(&blocks);
+    let stream = synth.ram_end(records).finish();
+    let content = noise(1, 2 << 12);
+    let mut parsed = Stream::parse(&stream).unwrap();
+    let id = parsed.ram().unwrap().find(b"main.ram").unwrap();
+    parsed.supply(id, &content).unwrap();
+    // A sync point at the end of START and of END.
+    let bytes = channel(0, &[made::Packet::sync(), made::Packet::sync()]);
+    parsed.join(&[ChannelPages { channel: parse(&bytes).unwrap(), pages: &bytes }]).unwrap();
+    let page = parsed.ram().unwrap().page(id, BlockOffset(1 << 12)).unwrap();
+    assert_eq!(page, Page::Data(content[1 << 12..].into()));
+    // mapped-ram has its pages, whatever else is given.
+    let stream = unpack("pc-11.1-mapped-ram");
+    let mut parsed = Stream::parse(&stream).unwrap();
+    let data = |stream: &Stream<'_>| {
+        stream.ram().unwrap().blocks().map(|(.., pages)| pages.data_pages()).sum::<u64>()
+    };
+    let before = data(&parsed);
+    let sections = parsed.sections().iter().filter(|section| section.handler.idstr == *"ram").count();
+    let bytes = channel(0, &vec![made::Packet::sync(); sections]);
+    let pages = ChannelPages { channel: parse(&bytes).unwrap(), pages: &bytes };
+    let refusal = parsed.join(&[pages]).unwrap_err().to_string();
+    assert!(refusal.contains("mapped-ram"), "{refusal}");
+    assert_eq!(data(&parsed), before);
+}
+
 /// Two blocks of 64 pages, whose main channel is damaged where it goes from the
 /// first to the second: in the midst of a section, or from one to the next.
 fn damaged_main_channels() -> [Vec<u8>; 2] {

@@ -516,6 +516,12 @@ impl<'a> BlockPages<'a> {
         }
     }
 
+    /// Whether all pages lie in a row, with or without a bitmap that finds
+    /// them, and not in records.
+    pub(crate) fn is_mapped(&self) -> bool {
+        matches!(self.pages, Pages::Mapped(_))
+    }
+
     /// Pages that hold data, in whatever encoding.
     pub fn data_pages(&self) -> u64 {
         self.data_pages

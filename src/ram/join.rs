@@ -52,6 +52,10 @@ impl<'a> Ram<'a> {
         sections: impl Iterator<Item = &'s Section>,
         channels: &[ChannelPages<'a>],
     ) -> Result<()> {
+        if let Some(channel) = channels.first().filter(|_| !self.list.mapped.is_empty()) {
+            let what = "not part of this migration: with mapped-ram all pages are in the stream itself";
+            return Err(strange(&channel.channel, what));
+        }
         let mut joining = Vec::new();
         for ChannelPages { channel, pages } in channels {
             let place =
@@ -68,7 +72,10 @@ impl<'a> Ram<'a> {
         joiner.run(sections)?;
         let (epochs, builders) = (joiner.epoch, joiner.builders);
         check_channels(channels, epochs)?;
-        self.pages = builders.into_iter().map(|builder| builder.finish(self.page_size)).collect();
+        // What was supplied from a file beside the stream stays.
+        for (pages, builder) in self.pages.iter_mut().zip(builders).filter(|(pages, _)| !pages.is_mapped()) {
+            *pages = builder.finish(self.page_size);
+        }
         Ok(())
     }
 }
