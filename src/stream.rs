@@ -17,7 +17,7 @@ use crate::header::Configuration;
 use crate::loss::{DoubtfulPage, Loss};
 use crate::progress::Progress;
 use crate::ram::join::ChannelPages;
-use crate::ram::{PageRecord, PageTaker, Ram};
+use crate::ram::{PageRecord, PageSizeHint, PageTaker, Ram};
 use crate::section::{Command, Handler, Section, SectionType};
 use crate::units::{BlockId, StreamOffset};
 use crate::vmstate::decode::decode_body;
@@ -90,11 +90,11 @@ impl<'a> Stream<'a> {
         loop {
             let mut walk = Walk::new(input, late_page_size, progress)?;
             walk.run()?;
-            match walk.late_page_size() {
+            match walk.late_page_size().and_then(|size| PageSizeHint::late(late_page_size, size)) {
                 // Pages were met whose size is not what was assumed, and
                 // records before them are indexed by the wrong size.
-                Some(size) if late_page_size.is_none() => late_page_size = Some(size),
-                _ => return Ok(Self::warned(walk.finish())),
+                Some(hint) => late_page_size = Some(hint),
+                None => return Ok(Self::warned(walk.finish())),
             }
         }
     }

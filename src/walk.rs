@@ -65,7 +65,7 @@ pub(crate) struct Walk<'a, 'p> {
 impl<'a, 'p> Walk<'a, 'p> {
     pub(crate) fn new(
         input: &'a [u8],
-        late_page_size: Option<TargetPageSize>,
+        late_page_size: Option<PageSizeHint>,
         progress: &'p Progress,
     ) -> Result<Self> {
         let head = Cursor::new(input, StreamOffset(0));
@@ -75,7 +75,7 @@ impl<'a, 'p> Walk<'a, 'p> {
     fn from_head(
         input: &'a [u8],
         mut head: Cursor<'a>,
-        late_page_size: Option<TargetPageSize>,
+        late_page_size: Option<PageSizeHint>,
         progress: &'p Progress,
     ) -> Result<Self> {
         read_magic(&mut head).map_err(|error| error.inside("header"))?;
@@ -88,17 +88,18 @@ impl<'a, 'p> Walk<'a, 'p> {
         input: &'a [u8],
         cursor: Cursor<'a>,
         configuration: Option<Configuration>,
-        late_page_size: Option<TargetPageSize>,
+        late_page_size: Option<PageSizeHint>,
         progress: &'p Progress,
     ) -> Self {
         let tail = locate::at_end(input);
         let given = configuration.as_ref().and_then(|configuration| configuration.target_page_size);
         let described =
             tail.as_ref().and_then(|tail| tail.desc.page_size).and_then(TargetPageSize::from_bytes);
-        let page_size = match (given, late_page_size.or(described)) {
-            (Some(size), _) => PageSizeHint::Given(size),
-            (None, Some(size)) => PageSizeHint::Likely(size),
-            (None, None) => PageSizeHint::Unknown,
+        let page_size = match (given, late_page_size, described) {
+            (Some(size), ..) => PageSizeHint::Given(size),
+            (None, Some(late), _) => late,
+            (None, None, Some(size)) => PageSizeHint::Likely(size),
+            (None, None, None) => PageSizeHint::Unknown,
         };
         Self {
             input,

@@ -634,6 +634,28 @@ fn damage_that_ends_inside_a_word_gives_no_page_to_another_place() {
 }
 
 #[test]
+fn a_page_size_that_damage_makes_up_puts_no_page_elsewhere() {
+    // A bit of the second page's offset is set: it looks like one of 1 KiB.
+    let fills = Records::new().fill("main.ram", 0, 0x11).next_fill(0x1400, 0x11);
+    let fills = fills.next_fill(0x2000, 0x22).next_fill(0x3000, 0x33);
+    let all = (4..16u64).fold(fills, |records, nth| records.next_data(nth << 12, &noise(nth, 4096)));
+    let blocks = [Block::new("main.ram", 16 << 12)];
+    let bytes = Synth::machine().ram_start(&blocks).ram_end(all).finish_undescribed();
+    let stream = salvage(&bytes);
+    let ram = stream.ram().unwrap();
+    assert_eq!(ram.page_size().bytes(), 4096);
+    let page = |nth: u64| ram.page(ramlift::BlockId(0), BlockOffset(nth << 12)).unwrap();
+    assert_eq!((page(0), page(1)), (Page::Fill(0x11), Page::Absent));
+    for (nth, byte) in [(2, 0x22), (3, 0x33)] {
+        assert!([Page::Absent, Page::Fill(byte)].contains(&page(nth)), "page {nth}: {:?}", page(nth));
+    }
+    for nth in 4..16 {
+        assert_eq!(page(nth), Page::Data(noise(nth, 4096).into()), "page {nth}");
+    }
+    assert!(!stream.losses().is_empty());
+}
+
+#[test]
 fn a_page_made_across_a_gap_is_doubtful_and_one_that_cannot_be_decoded_too() {
     let named = Records::new().data("main.ram", 0, &noise(1, 4096));
     let all = (1..41u64).fold(named, |records, nth| records.next_data(nth << 12, &noise(nth + 1, 4096)));

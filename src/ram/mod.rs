@@ -678,3 +678,19 @@ pub(crate) enum PageSizeHint {
     /// Nothing.
     Unknown,
 }
+
+impl PageSizeHint {
+    /// What to begin the next walk with, as the one that began with `late` has
+    /// met pages of `size` too late. `None` if there is no use in another.
+    ///
+    /// In a damaged stream the first walk may have met a wrong one, and the
+    /// second yet another: that is given then, so that no page is numbered by
+    /// another size than the last.
+    pub(crate) fn late(late: Option<Self>, size: TargetPageSize) -> Option<Self> {
+        match late {
+            None | Some(Self::Unknown) => Some(Self::Likely(size)),
+            Some(Self::Likely(_)) => Some(Self::Given(size)),
+            Some(Self::Given(_)) => None,
+        }
+    }
+}

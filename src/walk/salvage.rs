@@ -30,7 +30,7 @@ use crate::ram::block::RamLayout;
 use crate::ram::resync::{Attribution, FirstRecord, RecordSearch};
 use crate::ram::{PageRecord, PageSizeHint, RamReader};
 use crate::section::{Footers, Handler, Section, SectionType, read_handler};
-use crate::units::{BlockId, StreamOffset, TargetPageSize, index};
+use crate::units::{BlockId, StreamOffset, index};
 use crate::vmstate::DeviceDesc;
 use crate::vmstate::locate::{self, Located};
 use crate::walked::{Walked, Warning};
@@ -52,10 +52,11 @@ pub(crate) fn salvage<'a>(input: &'a [u8], progress: &Progress, error: Error) ->
             _ => return Err(error),
         };
         salvage.run();
-        match salvage.walk.late_page_size() {
-            Some(size) if late_page_size.is_none() => late_page_size = Some(size),
-            _ if salvage.walk.sections.is_empty() => return Err(error),
-            _ => return Ok(salvage.finish()),
+        let late = salvage.walk.late_page_size();
+        match late.and_then(|size| PageSizeHint::late(late_page_size, size)) {
+            Some(hint) => late_page_size = Some(hint),
+            None if salvage.walk.sections.is_empty() => return Err(error),
+            None => return Ok(salvage.finish()),
         }
     }
 }
@@ -114,11 +115,7 @@ struct Salvage<'a, 'p> {
 
 impl<'a, 'p> Salvage<'a, 'p> {
     /// `None` if there is neither a head that can be read, nor a `ram` section.
-    fn begin(
-        input: &'a [u8],
-        late_page_size: Option<TargetPageSize>,
-        progress: &'p Progress,
-    ) -> Option<Self> {
+    fn begin(input: &'a [u8], late_page_size: Option<PageSizeHint>, progress: &'p Progress) -> Option<Self> {
         let error = match Walk::new(input, late_page_size, progress) {
             Ok(walk) => return Some(Self::new(walk)),
             Err(error) => error,
