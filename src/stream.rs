@@ -31,6 +31,8 @@ pub struct Stream<'a>(Walked<'a>);
 
 const LONE_CHANNEL: &str = "this is the main channel of a multifd migration: none of its pages holds data, they went through other channels";
 
+const LACKS_CHANNELS: &str = "pages are in no record, and MULTIFD_FLUSH says that pages may have gone through other channels (multifd, and postcopy)";
+
 /// A device: a FULL section and its description.
 #[derive(Clone, Copy, Debug)]
 pub struct Device<'s> {
@@ -125,11 +127,13 @@ impl<'a> Stream<'a> {
     }
 
     /// Warns of a stream whose pages are in other files: all of its memory
-    /// seems to be zero.
+    /// seems to be zero, or most of it.
     fn warned(mut walked: Walked<'a>) -> Self {
-        if let Some(ram) = walked.ram.as_ref().filter(|ram| ram.is_lone_channel()) {
-            let text = LONE_CHANNEL.to_owned();
-            walked.warnings.push(Warning { offset: Some(ram.first_record()), text, is_loss: true });
+        let Some(ram) = &walked.ram else { return Self(walked) };
+        let is_lone = ram.is_lone_channel().then_some(LONE_CHANNEL);
+        if let Some(text) = is_lone.or(ram.may_lack_channels().then_some(LACKS_CHANNELS)) {
+            let (offset, text) = (Some(ram.first_record()), text.to_owned());
+            walked.warnings.push(Warning { offset, text, is_loss: true });
         }
         if let Some(error) = walked.ram.as_ref().and_then(unwritten) {
             let warning = Warning { offset: error.offset(), text: error.kind().to_string(), is_loss: true };
@@ -168,7 +172,7 @@ impl<'a> Stream<'a> {
         let Some(ram) = &mut self.0.ram else { return Ok(()) };
         let sections = self.0.sections.iter().filter(|section| section.handler.idstr == *"ram");
         ram.join(sections, channels)?;
-        self.0.warnings.retain(|warning| warning.text != LONE_CHANNEL);
+        self.0.warnings.retain(|warning| ![LONE_CHANNEL, LACKS_CHANNELS].contains(&&*warning.text));
         Ok(())
     }
 

@@ -423,6 +423,27 @@ fn what_is_beside_channels_is_kept() {
     assert_eq!(data(&parsed), before);
 }
 
+#[test]
+fn a_main_channel_with_the_pages_of_postcopy_is_no_whole_guest() {
+    // QEMU 10.1 and later: multifd until postcopy begins, then the main channel.
+    let blocks = [Block::new("main.ram", 4 << 12)];
+    let flushed = || Records::new().word(MULTIFD_FLUSH, &[]);
+    let start = [block_list(4 << 12, &blocks), flushed().end()].concat();
+    let stream = Synth::machine().start(RAM_ID, "ram", 4, &start).ram_part(flushed());
+    let stream = stream.ram_end(Records::new().data("main.ram", 0x1000, &noise(1, PAGE))).finish();
+    let place = Workplace::with(&stream);
+    let output = place.ramlift(&["extract", "stream", "-o", "alone"]).expect_code(3);
+    assert!(output.stderr.contains("other channels"), "{}", output.stderr);
+    let pages: Vec<u8> = (2..6).flat_map(|seed| noise(seed, PAGE)).collect();
+    let packet = made::Packet::data("main.ram", &[0, 0x1000, 0x2000, 0x3000], &pages);
+    let bytes = channel(0, &[made::Packet::sync(), packet, made::Packet::sync()]);
+    std::fs::write(place.join("channel"), bytes).unwrap();
+    let output = place.ramlift(&["extract", "stream", "-o", "out", "--channel", "channel"]).expect_code(0);
+    assert_eq!(output.stderr, "");
+    let expected = [&pages[..PAGE], &noise(1, PAGE), &pages[2 * PAGE..]].concat();
+    assert!(place.read("out/main.ram") == expected);
+}
+
 /// Two blocks of 64 pages, whose main channel is damaged where it goes from the
 /// first to the second: in the midst of a section, or from one to the next.
 fn damaged_main_channels() -> [Vec<u8>; 2] {

@@ -151,12 +151,23 @@ impl<'a> Ram<'a> {
     /// without data. MULTIFD_FLUSH alone shows nothing: QEMU 8.1.0 wrote it
     /// into every stream.
     pub(crate) fn is_lone_channel(&self) -> bool {
-        // With `x-ignore-shared` blocks may be missing.
-        let is_whole = || self.has_mr_addr || self.blocks().all(|(id, ..)| self.absent_pages(id) == 0);
         let any = |count: fn(&BlockPages<'a>) -> u64| self.pages.iter().any(|pages| count(pages) > 0);
         let is_sent = self.has_flushes || any(BlockPages::fill_pages);
         // What is left of a damaged stream may well be its first zeros.
-        !self.is_tolerant && is_sent && !any(BlockPages::data_pages) && !is_whole()
+        !self.is_tolerant && is_sent && !any(BlockPages::data_pages) && !self.is_whole()
+    }
+
+    /// Whether this may be the main channel of a multifd migration that went
+    /// on by postcopy (QEMU 10.1 and later), the other channels not being
+    /// here: it has the pages that were sent then.
+    pub(crate) fn may_lack_channels(&self) -> bool {
+        !self.is_tolerant && self.has_flushes && !self.is_lone_channel() && !self.is_whole()
+    }
+
+    /// Whether all pages are there that can be: with `x-ignore-shared` blocks
+    /// may be missing.
+    fn is_whole(&self) -> bool {
+        self.has_mr_addr || self.blocks().all(|(id, ..)| self.absent_pages(id) == 0)
     }
 
     /// Where the block list ends.
