@@ -554,6 +554,23 @@ fn candidates_everywhere_are_looked_at_once() {
 }
 
 #[test]
+fn records_that_lead_into_one_long_row_of_flushes_are_looked_at_once() {
+    const PAGE: usize = 1 << 16;
+    const COUNT: usize = PAGE / 11 - 8;
+    let end = (COUNT * 11).next_multiple_of(8);
+    // Each ends at another of the words behind.
+    let record = |nth: usize| {
+        let len = u16::try_from((end + 8 * nth - 11 * (nth + 1)).min(PAGE - 1)).unwrap();
+        let delta = [&[1], len.to_be_bytes().as_slice()].concat();
+        [((nth as u64) << 16 | 0x60).to_be_bytes().as_slice(), &delta].concat()
+    };
+    let mut records: Vec<u8> = (0..COUNT).flat_map(record).collect();
+    records.resize(records.len().next_multiple_of(8), 0);
+    let stream = Synth::machine().target_page_bits(16).ram_start(&[Block::new("main.ram", 1 << 40)]);
+    check_time(&stream.raw([0xff; 9]).raw(records).raw(0x200u64.to_be_bytes().repeat(1 << 20)).bytes());
+}
+
+#[test]
 fn many_pages_made_across_many_gaps_are_looked_at_once() {
     const COUNT: u64 = 20_000;
     let whole = (1..COUNT)

@@ -113,6 +113,8 @@ pub(crate) struct PageRecords<'a, 's> {
     mask: u64,
     /// How many MULTIFD_FLUSH words there have been.
     flush_count: u64,
+    /// How many of them may follow each other.
+    flushes_in_a_row: u64,
     done: bool,
 }
 
@@ -120,7 +122,22 @@ impl<'a, 's> PageRecords<'a, 's> {
     pub(crate) fn new(cursor: Cursor<'a>, list: &'s BlockList, state: RecordState) -> Self {
         let used_length = state.current.and_then(|id| list.get(id)).map_or(0, |block| block.used_length);
         let mask = flag_mask(state.page_size);
-        Self { cursor, list, state, used_length, mask, flush_count: 0, done: false }
+        Self {
+            cursor,
+            list,
+            state,
+            used_length,
+            mask,
+            flush_count: 0,
+            flushes_in_a_row: u64::MAX,
+            done: false,
+        }
+    }
+
+    /// The same, but more than `count` MULTIFD_FLUSH words behind each other
+    /// are an error: for bytes that may be anything.
+    pub(crate) fn with_flushes_in_a_row(self, count: u64) -> Self {
+        Self { flushes_in_a_row: count, ..self }
     }
 
     pub(crate) fn cursor(&self) -> Cursor<'a> {
@@ -148,6 +165,7 @@ impl<'a, 's> PageRecords<'a, 's> {
     /// Reads the next word that is not a mere mark. Gives its place and flags.
     #[inline]
     fn read_word(&mut self) -> Result<(StreamOffset, u64, u64)> {
+        let most = self.flush_count.saturating_add(self.flushes_in_a_row);
         loop {
             let at = self.cursor.offset();
             let word = self.cursor.be64()?;
@@ -155,7 +173,7 @@ impl<'a, 's> PageRecords<'a, 's> {
             if self.state.certainty != Certainty::Settled {
                 flags = self.flags_of_any_size(word);
             }
-            if word != ram_flag::MULTIFD_FLUSH {
+            if word != ram_flag::MULTIFD_FLUSH || self.flush_count >= most {
                 return Ok((at, word, flags));
             }
             self.flush_count += 1;

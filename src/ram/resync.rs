@@ -23,6 +23,10 @@ use crate::wire::ram_flag;
 /// even two are below one in 2⁵⁰.
 const RECORDS: usize = 4;
 
+/// MULTIFD_FLUSH words that may follow each other behind a gap. QEMU writes
+/// two at most; each place that leads into a longer row would read all of it.
+const FLUSHES: u64 = 8;
+
 /// Bytes of word and name before a page, at most.
 const RECORD_HEAD_LEN: u64 = 8 + 1 + 255;
 
@@ -81,7 +85,7 @@ impl<'s> RecordSearch<'s> {
 
     fn leads_on<'a>(&mut self, at: Cursor<'a>, is_end: impl Fn(Cursor<'a>) -> bool) -> bool {
         let enough = at.offset().0.saturating_add(self.state.page_size.bytes() + RECORD_HEAD_LEN);
-        let mut records = PageRecords::new(at, self.list, self.state);
+        let mut records = PageRecords::new(at, self.list, self.state).with_flushes_in_a_row(FLUSHES);
         self.row.clear();
         loop {
             let place = records.cursor().offset().0;
