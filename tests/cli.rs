@@ -336,15 +336,26 @@ fn inputs_that_cannot_be_read_are_exit_code_1() {
     let place = Workplace::with(b"no stream at all");
     fs::create_dir(place.join("directory")).unwrap();
     fs::write(place.join("empty"), "").unwrap();
-    assert!(Command::new("mkfifo").arg(place.join("pipe")).status().unwrap().success());
-    for input in ["stream", "missing", "directory", "empty", "pipe", "/dev/null", "/dev/zero"] {
+    for input in ["stream", "missing", "directory", "empty", "/dev/null", "/dev/zero"] {
         for command in ["info", "extract", "state", "desc"] {
             let output = place.ramlift(&[command, input]).expect_code(1);
             assert!(output.stderr.contains(input), "{command} {input}: {}", output.stderr);
             assert_eq!(output.text(), "");
         }
     }
-    assert_eq!(entries_of(place.path()), ["directory", "empty", "pipe", "stream"]);
+    assert_eq!(entries_of(place.path()), ["directory", "empty", "stream"]);
+}
+
+#[test]
+fn a_named_pipe_is_read_as_it_comes() {
+    let stream = small_stream().finish();
+    let place = Workplace::with(&stream);
+    assert!(Command::new("mkfifo").arg(place.join("pipe")).status().unwrap().success());
+    let (pipe, bytes) = (place.join("pipe"), stream.clone());
+    let writer = std::thread::spawn(move || fs::write(pipe, bytes));
+    let output = place.ramlift(&["state", "pipe"]).expect_code(0);
+    writer.join().unwrap().unwrap();
+    assert_eq!(output.text(), place.ramlift(&["state", "stream"]).text());
 }
 
 #[test]
