@@ -46,7 +46,7 @@ use record::{Certainty, PageRecords, RecordState};
 use sources::Sources;
 
 /// How often the index pass says how far it is, in records.
-const RECORDS_PER_REPORT: u64 = 8192;
+const RECORDS_PER_REPORT: u64 = 256;
 
 /// One page of guest memory.
 #[derive(Clone, PartialEq, Eq, Debug)]

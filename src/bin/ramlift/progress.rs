@@ -68,8 +68,10 @@ fn watch_with<T>(
 /// Walks the stream in `input`, with a bar if it is to be seen.
 pub(crate) fn index(input: &Input, is_visible: bool) -> Result<Stream<'_>, Failure> {
     let bytes = input.bytes();
-    watch(is_visible, "indexing", bytes.len() as u64, |progress| Stream::parse_with(bytes, progress))
-        .map_err(Failure::input(input.path()))
+    watch(is_visible, "indexing", bytes.len() as u64, |progress| {
+        input.ahead_of(progress, || Stream::parse_with(bytes, progress))
+    })
+    .map_err(Failure::input(input.path()))
 }
 
 /// The same, and with `is_salvage` what can be had of a damaged stream.
