@@ -502,18 +502,6 @@ fn refuses_mapped_ram_without_bitmaps() {
     check_refused("pc-11.1-mapped-ram-killed", &["the input ends here", "--salvage"]);
 }
 
-// What is not read.
-
-#[test]
-fn refuses_a_save_image_of_libvirt_by_its_name() {
-    check_refused("libvirt-12.8-gzip", &["at 0x0: ", "libvirt", "hint: "]);
-}
-
-#[test]
-fn refuses_a_qcow2_image_by_its_name() {
-    check_refused("pc-10.0-savevm-qcow2", &["at 0x0: ", "qcow2", "hint: "]);
-}
-
 // Registers, as QEMU's own `info registers` shows them.
 
 /// Names of registers, 32 bits wide and 64, and where the state has them.

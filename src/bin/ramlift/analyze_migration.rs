@@ -10,7 +10,7 @@ use std::path::Path;
 
 use indexmap::IndexMap;
 use ramlift::{
-    BlockFiles, BlockId, BlockOffset, Device, Page, Progress, Ram, Section, SectionType, State, Stream,
+    BlockFiles, BlockId, BlockOffset, Device, Kept, Page, Progress, Ram, Section, SectionType, State, Stream,
     Value, image_len, scatter,
 };
 use serde::ser::{Serialize, SerializeMap, Serializer};
@@ -32,13 +32,24 @@ pub(crate) fn run(args: &AnalyzeArgs) -> Result<Exit, Failure> {
         print(&DescText::of(path, &text)?)?;
         return Ok(Exit::Complete);
     }
-    let Unwrapped { bytes, origin } = source::open_path(path, &args.layers)?;
-    match bytes {
-        Bytes::Mapped(input) => analyze(args, &progress::index(&input, progress::is_visible(false))?),
-        Bytes::Incoming(_) if args.extract => Err(source::needs_a_file(path, "--extract", &origin)),
-        Bytes::Incoming(_) if args.memory => Err(source::needs_a_file(path, "--memory", &origin)),
-        Bytes::Incoming(incoming) => source::pass(path, incoming, |stream| analyze(args, stream)),
-    }
+    let input = match (args.extract, args.memory) {
+        (true, _) => source::open_mapped(path, &args.layers, "--extract", false)?.0,
+        (_, true) => source::open_mapped(path, &args.layers, "--memory", false)?.0,
+        _ => {
+            let Unwrapped { bytes, origin } = source::open_path(path, &args.layers)?;
+            match bytes {
+                Bytes::Mapped(input) => input,
+                Bytes::Incoming(incoming) => {
+                    let kept = Kept::new();
+                    match source::pass(path, incoming, &kept) {
+                        Ok(stream) => return analyze(args, &stream),
+                        Err(failure) => source::go_back(path, &args.layers, failure, &origin)?.0,
+                    }
+                }
+            }
+        }
+    };
+    analyze(args, &progress::index(&input, progress::is_visible(false))?)
 }
 
 fn analyze(args: &AnalyzeArgs, stream: &Stream<'_>) -> Result<Exit, Failure> {

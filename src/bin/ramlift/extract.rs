@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use ramlift::{BlockId, ErrorKind, Incoming, Input, Kept, Ram, Stream};
+use ramlift::{BlockId, Incoming, Input, Kept, Ram, Stream};
 use serde::Serialize;
 
 use crate::args::{ExtractArgs, SharedFile};
@@ -64,14 +64,18 @@ fn extract(args: &ExtractArgs) -> Result<Exit, Failure> {
         Bytes::Mapped(input) if is_to_be_read_once(args, &input) => {
             match extract_incoming(args, &target, source::read_once(&input)?, &origin) {
                 // What can only be had by going back, like mapped-ram.
-                Err(failure) if failure.is_of(|kind| matches!(kind, ErrorKind::GoneBy { .. })) => {
+                Err(failure) if failure.is_gone_by() => {
                     extract_mapped(args, &target, &input, &origin)
                 }
                 outcome => outcome,
             }
         }
         Bytes::Mapped(input) => extract_mapped(args, &target, &input, &origin),
-        Bytes::Incoming(incoming) => extract_incoming(args, &target, incoming, &origin),
+        Bytes::Incoming(incoming) => extract_incoming(args, &target, incoming, &origin).or_else(|failure| {
+            let source = &args.source;
+            let (input, origin) = source::go_back(&source.stream, &source.layers, failure, &origin)?;
+            extract_mapped(args, &target, &input, &origin)
+        }),
     }
 }
 

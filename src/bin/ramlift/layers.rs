@@ -186,7 +186,9 @@ fn open_snapshot(
 
 fn choose<'i>(path: &Path, image: &'i Qcow2<ImageFile>, name: Option<&str>) -> Result<&'i Snapshot, Failure> {
     if let Some(name) = name {
-        return image.find(name.as_bytes()).map_err(Failure::input(path));
+        // Nothing is damaged, so nothing is to be salvaged.
+        let unknown = |error| Failure::Other(format!("{}: {error}", path.display()));
+        return image.find(name.as_bytes()).map_err(unknown);
     }
     let mut with_state = image.snapshots().iter().filter(|snapshot| snapshot.vm_state_size > 0);
     match (with_state.next(), with_state.next()) {

@@ -99,7 +99,12 @@ fn line(device: Device<'_>) -> io::Result<(Vec<u8>, Option<Error>)> {
 }
 
 pub(crate) fn run(args: &StateArgs) -> Result<Exit, Failure> {
-    source::with_stream(&args.source, |stream, _| print(args, stream))
+    source::with_stream(&args.source, |stream, origin| {
+        for warning in &origin.warnings {
+            terminal::say(format_args!("warning: {warning}"));
+        }
+        print(args, stream)
+    })
 }
 
 fn print(args: &StateArgs, stream: &Stream<'_>) -> Result<Exit, Failure> {
