@@ -156,7 +156,8 @@ fn finish(
     let entries = block_entries(stream, images);
     // A device that QEMU described wrongly is whole in the stream, and its
     // bytes are in state.json: the output is as complete as the stream is.
-    let is_partial = entries.iter().any(|entry| entry.status == Status::Absent)
+    let is_partial = origin.is_damaged
+        || entries.iter().any(|entry| entry.status == Status::Absent)
         || stream.warnings().iter().any(|warning| warning.is_loss);
     let manifest = Manifest {
         ramlift: env!("CARGO_PKG_VERSION"),

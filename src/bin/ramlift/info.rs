@@ -235,7 +235,7 @@ fn print(args: &InfoArgs, stream: &Stream<'_>, origin: &Origin) -> Result<Exit, 
         write_text(&mut out, &report, stream).map_err(Failure::stdout)?;
         terminal::finish(out)?;
     }
-    Ok(Exit::of(stream.warnings().iter().any(|warning| warning.is_loss)))
+    Ok(Exit::of(origin.is_damaged || stream.warnings().iter().any(|warning| warning.is_loss)))
 }
 
 fn print_xml(path: &Path, origin: &Origin) -> Result<Exit, Failure> {

@@ -44,6 +44,8 @@ pub(crate) struct Origin {
     pub(crate) snapshot: Option<Snapshot>,
     /// The length of the file, if it is one.
     pub(crate) size: Option<u64>,
+    /// Whether a layer could be unpacked only in part.
+    pub(crate) is_damaged: bool,
     /// What is odd about the layers.
     pub(crate) warnings: Vec<String>,
 }

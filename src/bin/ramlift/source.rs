@@ -53,6 +53,7 @@ pub(crate) fn open_mapped(
         |error: &Error| matches!(error.kind(), ErrorKind::Wrapper { what: BEHIND_DATA, .. });
     match failure {
         Some(error) if is_salvage || is_behind_data(&error) => {
+            origin.is_damaged = !is_behind_data(&error);
             origin.warnings.push(format!("unpacked up to here: {error}"));
         }
         Some(error) => return Err(Failure::input(path)(error)),

@@ -103,7 +103,8 @@ pub(crate) fn run(args: &StateArgs) -> Result<Exit, Failure> {
         for warning in &origin.warnings {
             terminal::say(format_args!("warning: {warning}"));
         }
-        print(args, stream)
+        let exit = print(args, stream)?;
+        Ok(if origin.is_damaged { Exit::Partial } else { exit })
     })
 }
 
