@@ -227,7 +227,7 @@ impl Error {
                 "the file is shorter than the stream that was written to it: an interrupted save, a full disk or a partial copy"
             }
             ErrorKind::NotAStream { looks_like: Some(_), .. } => {
-                "`wrapper` reads save images, snapshots and what is compressed, as the command does; other files hold no stream"
+                "the command and `ramlift::wrapper` find streams in save images, snapshots and compressed files; a core or a kdump file holds none"
             }
             ErrorKind::NotAStream { .. } => {
                 "give what `migrate file:…`, `savevm`, `virsh save`, `virsh dump` or a Proxmox snapshot wrote; `--offset` if the stream begins further on"

@@ -502,6 +502,25 @@ fn refuses_mapped_ram_without_bitmaps() {
     check_refused("pc-11.1-mapped-ram-killed", &["the input ends here", "--salvage"]);
 }
 
+// Inside something else.
+
+#[test]
+fn reads_a_save_image_of_libvirt() {
+    check("libvirt-12.8-gzip", paused("pc-i440fx-11.1"));
+}
+
+#[test]
+fn reads_snapshots_of_a_qcow2_image() {
+    let mut golden = Golden::unpack("pc-10.0-savevm-qcow2");
+    for (tag, blocks) in golden.truth["snapshots"].clone().as_object().unwrap() {
+        let args = ["extract", "stream", "-o", "out", "--force", "--snapshot", tag];
+        assert_eq!(golden.place.ramlift(&args).expect_code(0).stderr, "");
+        golden.truth["blocks"] = blocks.clone();
+        assert!(golden.compare_images() > 0);
+        assert_eq!(golden.undecoded_devices(), Vec::<Value>::new());
+    }
+}
+
 // Registers, as QEMU's own `info registers` shows them.
 
 /// Names of registers, 32 bits wide and 64, and where the state has them.

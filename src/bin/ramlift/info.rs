@@ -216,7 +216,8 @@ struct DescriptionReport {
 }
 
 pub(crate) fn run(args: &InfoArgs) -> Result<Exit, Failure> {
-    if !args.xml && let Some(snapshots) = snapshots::several(&args.source.stream, &args.source.layers)?
+    if !args.xml
+        && let Some(snapshots) = snapshots::several(&args.source.stream, &args.source.layers)?
     {
         return snapshots::print(&snapshots, &args.source.stream, args.json);
     }

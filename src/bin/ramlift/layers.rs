@@ -115,8 +115,9 @@ pub(crate) fn unwrap_reader(path: &Path, reader: Reader, mut origin: Origin) -> 
                 reader = compression::decoder(compression, reader, StreamOffset(0));
             }
             Layer::Qcow2 { .. } => {
-                let text = "a qcow2 image is read here and there, and this one comes as it goes by; write it to a file first, and give that";
-                return Err(Failure::Other(format!("{}: {text}", path.display())));
+                origin.layers.0.push(layer);
+                let text = "a qcow2 image is read here and there, and this one comes as it goes by: write it to a file first, and give that";
+                return Err(Failure::Other(format!("{}: this is {}: {text}", path.display(), origin.layers)));
             }
             layer => {
                 origin.layers.0.push(layer);

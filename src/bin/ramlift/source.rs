@@ -49,8 +49,7 @@ pub(crate) fn open_mapped(
         Bytes::Incoming(incoming) => incoming,
     };
     let (input, failure) = spool::unpack(path, incoming)?;
-    let is_behind_data =
-        |error: &Error| matches!(error.kind(), ErrorKind::Wrapper { what: BEHIND_DATA, .. });
+    let is_behind_data = |error: &Error| matches!(error.kind(), ErrorKind::Wrapper { what: BEHIND_DATA, .. });
     match failure {
         Some(error) if is_salvage || is_behind_data(&error) => {
             origin.is_damaged = !is_behind_data(&error);
@@ -174,7 +173,8 @@ pub(crate) fn go_back(
     if origin.size.is_some() {
         return open_mapped(path, args, "this", false);
     }
-    let text = format!("{failure}; this is {}, from a pipe: write it to a file first, and give that", origin.layers);
+    let text =
+        format!("{failure}; this is {}, from a pipe: write it to a file first, and give that", origin.layers);
     Err(Failure::Other(text))
 }
 

@@ -171,7 +171,16 @@ pub struct Runs<'a, F> {
 
 impl<'a, F: ReadAt> Runs<'a, F> {
     pub(super) fn new(state: &'a VmState<F>) -> Self {
-        Self { state, at: 0, table: Vec::new(), table_number: None, mapped: 0, pending: None, failure: None, is_over: false }
+        Self {
+            state,
+            at: 0,
+            table: Vec::new(),
+            table_number: None,
+            mapped: 0,
+            pending: None,
+            failure: None,
+            is_over: false,
+        }
     }
 
     /// The next run, whole.
