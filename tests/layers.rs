@@ -526,6 +526,28 @@ fn tables_that_loop_are_refused() {
     }
 }
 
+#[test]
+fn zeros_that_no_cluster_holds_are_no_work() {
+    let image = fixture("savevm-7.2");
+    let (l1, _) = tables(&image);
+    let table = u64::from_be_bytes(*image[64..].first_chunk().unwrap()) as usize;
+    // An L1 table at the end, of 2²² entries: 2⁵¹ bytes, of which the last and the first are there.
+    let disk = (l1 - u64::from_be_bytes(*image[table..].first_chunk().unwrap()) as usize) / 8;
+    let mut claiming = put(&image, table, image.len().next_multiple_of(1 << 16));
+    claiming[table + 8..table + 12].copy_from_slice(&(1_u32 << 22).to_be_bytes());
+    claiming = put(&claiming, table + 40, (((1_usize << 22) - disk) << 29) - 5);
+    claiming.resize(image.len().next_multiple_of(1 << 16) + (disk << 3), 0);
+    claiming.extend_from_slice(&image[l1..l1 + 8]);
+    claiming.resize(image.len().next_multiple_of(1 << 16) + (32 << 20), 0);
+    let bare = extract(&small_stream(), &[]);
+    let met = extract(&claiming, &["--snapshot", "first"]);
+    met.check_same(&bare, &["qcow2 snapshot \"first\"", "QEVM"]);
+    let place = Workplace::with(&claiming);
+    let args = [&EXTRACT[..], &["--salvage", "--snapshot", "first"]].concat();
+    let output = ramlift_within(ENOUGH_KIB, place.path(), &args);
+    assert!(output.code == 1 && output.stderr.starts_with("error: "), "{output:?}");
+}
+
 // What has to be gone back in
 
 #[test]

@@ -18,9 +18,9 @@ use serde_json::ser::{Formatter, PrettyFormatter};
 
 use crate::args::{AnalyzeArgs, Dump};
 use crate::exit::{Exit, Failure};
-use crate::layers::{Bytes, Unwrapped};
 use crate::output::Staging;
 use crate::paths::BlockPaths;
+use crate::source::Opened;
 use crate::{desc, progress, source, terminal};
 
 pub(crate) fn run(args: &AnalyzeArgs) -> Result<Exit, Failure> {
@@ -35,19 +35,16 @@ pub(crate) fn run(args: &AnalyzeArgs) -> Result<Exit, Failure> {
     let input = match (args.extract, args.memory) {
         (true, _) => source::open_mapped(path, &args.layers, "--extract", false)?.0,
         (_, true) => source::open_mapped(path, &args.layers, "--memory", false)?.0,
-        _ => {
-            let Unwrapped { bytes, origin } = source::open_path(path, &args.layers)?;
-            match bytes {
-                Bytes::Mapped(input) => input,
-                Bytes::Incoming(incoming) => {
-                    let kept = Kept::new();
-                    match source::pass(path, incoming, &kept) {
-                        Ok(stream) => return analyze(args, &stream),
-                        Err(failure) => source::go_back(path, &args.layers, failure, &origin)?.0,
-                    }
+        _ => match source::open_path(path, &args.layers)? {
+            Opened::Mapped(input, _) => input,
+            Opened::Incoming(incoming, origin) => {
+                let kept = Kept::new();
+                match source::pass(path, incoming, &kept) {
+                    Ok(stream) => return analyze(args, &stream),
+                    Err(failure) => source::go_back(path, &args.layers, failure, &origin)?.0,
                 }
             }
-        }
+        },
     };
     analyze(args, &progress::index(&input, progress::is_visible(false))?)
 }

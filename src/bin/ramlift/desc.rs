@@ -7,7 +7,7 @@ use ramlift::{Description, ErrorKind, Kept, Stream};
 
 use crate::args::{DescArgs, LayerArgs};
 use crate::exit::{Exit, Failure};
-use crate::layers::{Bytes, Unwrapped};
+use crate::source::Opened;
 use crate::{progress, source, terminal};
 
 /// Prints the description's text, byte for byte, and a line break.
@@ -23,10 +23,9 @@ pub(crate) fn run(args: &DescArgs) -> Result<Exit, Failure> {
 /// walk fails the one that the file ends with.
 pub(crate) fn find(path: &Path, args: &LayerArgs) -> Result<(Vec<u8>, Exit), Failure> {
     let whole = |stream: &Stream<'_>| text(path, stream).map(|text| (text.to_vec(), Exit::Complete));
-    let Unwrapped { bytes, origin } = source::open_path(path, args)?;
-    let input = match bytes {
-        Bytes::Mapped(input) => input,
-        Bytes::Incoming(incoming) => {
+    let input = match source::open_path(path, args)? {
+        Opened::Mapped(input, _) => input,
+        Opened::Incoming(incoming, origin) => {
             let kept = Kept::new();
             match source::pass(path, incoming, &kept) {
                 Ok(stream) => return whole(&stream),

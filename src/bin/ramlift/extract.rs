@@ -11,9 +11,9 @@ use crate::block_devices::{self, BlockDeviceEntry};
 use crate::exit::{Exit, Failure};
 use crate::images::{self, Status, Taker, choose_blocks};
 use crate::info::{self, Coverage, Doubtful, Lost, Source};
-use crate::layers::{Bytes, Origin, Unwrapped};
+use crate::layers::Origin;
 use crate::output::Staging;
-use crate::source;
+use crate::source::{self, Opened};
 use crate::state::{Chosen, write_report};
 use crate::{channels, memory, progress, terminal};
 
@@ -59,21 +59,22 @@ pub(crate) fn run(args: &ExtractArgs) -> Result<Exit, Failure> {
 
 fn extract(args: &ExtractArgs) -> Result<Exit, Failure> {
     let target = args.output.clone().map_or_else(|| default_target(&args.source.stream), Ok)?;
-    let Unwrapped { bytes, origin } = source::open(&args.source)?;
-    match bytes {
-        Bytes::Mapped(input) if is_to_be_read_once(args, &input) => {
+    match source::open(&args.source)? {
+        Opened::Mapped(input, origin) if is_to_be_read_once(args, &input) => {
             match extract_incoming(args, &target, source::read_once(&input)?, &origin) {
                 // What can only be had by going back, like mapped-ram.
                 Err(failure) if failure.is_gone_by() => extract_mapped(args, &target, &input, &origin),
                 outcome => outcome,
             }
         }
-        Bytes::Mapped(input) => extract_mapped(args, &target, &input, &origin),
-        Bytes::Incoming(incoming) => extract_incoming(args, &target, incoming, &origin).or_else(|failure| {
-            let source = &args.source;
-            let (input, origin) = source::go_back(&source.stream, &source.layers, failure, &origin)?;
-            extract_mapped(args, &target, &input, &origin)
-        }),
+        Opened::Mapped(input, origin) => extract_mapped(args, &target, &input, &origin),
+        Opened::Incoming(incoming, origin) => {
+            extract_incoming(args, &target, incoming, &origin).or_else(|failure| {
+                let source = &args.source;
+                let (input, origin) = source::go_back(&source.stream, &source.layers, failure, &origin)?;
+                extract_mapped(args, &target, &input, &origin)
+            })
+        }
     }
 }
 

@@ -22,15 +22,23 @@ pub(crate) const STDIN: &str = "-";
 /// And in messages.
 const NAME: &str = "standard input";
 
+/// A stream, as it is read.
+pub(crate) enum Opened {
+    /// In memory: it can be gone back in.
+    Mapped(Input, Origin),
+    /// As it goes by.
+    Incoming(Incoming, Origin),
+}
+
 /// Opens the stream that `args` name, through all that it is inside of.
-pub(crate) fn open(args: &SourceArgs) -> Result<Unwrapped, Failure> {
+pub(crate) fn open(args: &SourceArgs) -> Result<Opened, Failure> {
     let what = match args {
         SourceArgs { salvage: true, .. } => "--salvage",
         SourceArgs { channels, .. } if !channels.is_empty() => "--channel",
         _ => return open_path(&args.stream, &args.layers),
     };
     let (input, origin) = open_mapped(&args.stream, &args.layers, what, args.salvage)?;
-    Ok(Unwrapped { bytes: Bytes::Mapped(input), origin })
+    Ok(Opened::Mapped(input, origin))
 }
 
 /// Opens the stream at `path`, so that `what` can go back in it: what can only
@@ -42,13 +50,13 @@ pub(crate) fn open_mapped(
     what: &str,
     is_salvage: bool,
 ) -> Result<(Input, Origin), Failure> {
-    let Unwrapped { bytes, mut origin } = open_path(path, args)?;
-    let incoming = match bytes {
-        Bytes::Mapped(input) => return Ok((input, origin)),
+    let Unwrapped { bytes, mut origin } = open_layers(path, args)?;
+    let (input, failure) = match bytes {
+        Bytes::Mapped(input) => (input, None),
+        Bytes::Scattered(state) => spool::gather(path, state)?,
         Bytes::Incoming(_) if origin.size.is_none() => return Err(needs_a_file(path, what, &origin)),
-        Bytes::Incoming(incoming) => incoming,
+        Bytes::Incoming(incoming) => spool::unpack(path, incoming)?,
     };
-    let (input, failure) = spool::unpack(path, incoming)?;
     let is_behind_data = |error: &Error| matches!(error.kind(), ErrorKind::Wrapper { what: BEHIND_DATA, .. });
     match failure {
         Some(error) if is_salvage || is_behind_data(&error) => {
@@ -71,8 +79,18 @@ fn needs_a_file(path: &Path, what: &str, origin: &Origin) -> Failure {
     ))
 }
 
+/// Opens the stream at `path`, to be read as it goes by if it is not in a row.
+pub(crate) fn open_path(path: &Path, args: &LayerArgs) -> Result<Opened, Failure> {
+    let Unwrapped { bytes, origin } = open_layers(path, args)?;
+    Ok(match bytes {
+        Bytes::Mapped(input) => Opened::Mapped(input, origin),
+        Bytes::Incoming(incoming) => Opened::Incoming(incoming, origin),
+        Bytes::Scattered(state) => Opened::Incoming(Incoming::new(path, layers::dense(state)), origin),
+    })
+}
+
 /// Opens the stream at `path`, or at standard input for `-`.
-pub(crate) fn open_path(path: &Path, args: &LayerArgs) -> Result<Unwrapped, Failure> {
+fn open_layers(path: &Path, args: &LayerArgs) -> Result<Unwrapped, Failure> {
     if path == STDIN {
         let path = name(path);
         let mut file = stdin().map_err(Failure::file(path))?;
@@ -145,10 +163,9 @@ pub(crate) fn with_stream<T>(
     args: &SourceArgs,
     work: impl FnOnce(&Stream<'_>, &Origin) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    let Unwrapped { bytes, origin } = open(args)?;
-    let (input, origin) = match bytes {
-        Bytes::Mapped(input) => (input, origin),
-        Bytes::Incoming(incoming) => {
+    let (input, origin) = match open(args)? {
+        Opened::Mapped(input, origin) => (input, origin),
+        Opened::Incoming(incoming, origin) => {
             let kept = Kept::new();
             match pass(&args.stream, incoming, &kept) {
                 Ok(stream) => return work(&stream, &origin),
