@@ -4,16 +4,19 @@ use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
-use rustix::fs::{FallocateFlags, OFlags, fallocate};
+use rustix::fs::{FallocateFlags, OFlags, copy_file_range, fallocate};
 use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::extract::{ImageSink, ImageStore, PIECE_ALIGN, PIECE_LEN, WINDOW_LEN};
+use crate::input::Input;
 use crate::pace::{Pace, Way};
 use crate::ram::Ram;
-use crate::units::{BlockId, BlockOffset};
+use crate::units::{BlockId, BlockOffset, StreamOffset, index};
 
 /// A sink of sparse files, one for each block.
 ///
@@ -22,13 +25,36 @@ use crate::units::{BlockId, BlockOffset};
 /// hole. Only a few files are open at a time, however many blocks there are.
 ///
 /// Bytes go through the page cache as long as that is fast, else past it:
-/// see the module `pace`.
+/// see the module `pace`. Pages that stand in a row in the stream's file, as
+/// mapped-ram has them, are shared with it where the file system can: no byte
+/// is moved.
 #[derive(Debug)]
 pub struct BlockFiles {
     paths: Vec<Option<PathBuf>>,
     open: Mutex<VecDeque<(BlockId, Arc<Handles>)>>,
     pace: Pace,
+    shared: Option<Shared>,
 }
+
+/// The stream's file, to share its blocks with images.
+#[derive(Debug)]
+struct Shared {
+    file: File,
+    /// Where in it the stream begins.
+    start: u64,
+    /// [`SHARES`], or how often that was tried in vain.
+    state: AtomicU8,
+}
+
+/// What takes this many bytes a second, or more, moves none: it is twice what
+/// memory takes.
+const SHARING_RATE: f64 = 8e9;
+
+/// How often that is tried before it counts as impossible.
+const TRIES: u8 = 4;
+
+/// The file system shares blocks. Any other state is the count of tries.
+const SHARES: u8 = u8::MAX;
 
 /// An image file, opened for the ways into it.
 #[derive(Debug)]
@@ -66,7 +92,22 @@ impl BlockFiles {
             })?;
             *slot = Some(path);
         }
-        Ok(Self { paths, open: Mutex::default(), pace: Pace::new() })
+        Ok(Self { paths, open: Mutex::default(), pace: Pace::new(), shared: None })
+    }
+
+    /// The same, with the file that the stream is in: its blocks may be shared.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] if it cannot be held open.
+    pub fn sharing(mut self, input: &Input) -> Result<Self> {
+        let file = input.file().try_clone().map_err(|source| Error::io(input.path(), source))?;
+        let state = AtomicU8::new(0);
+        self.shared = Some(Shared { file, start: input.range().start, state });
+        Ok(self)
+    }
+
+    fn is_sharing(&self) -> bool {
+        self.shared.as_ref().is_some_and(|shared| shared.state.load(Ordering::Relaxed) == SHARES)
     }
 
     fn path(&self, id: BlockId) -> PathBuf {
@@ -84,6 +125,24 @@ impl BlockFiles {
         open.truncate(OPEN_FILES - 1);
         open.push_front((id, Arc::clone(&file)));
         Ok(Some(file))
+    }
+}
+
+impl Shared {
+    /// Has the kernel copy a range to `file`, which is to share the blocks.
+    /// False if it did not do all of it: what it did will be written again.
+    fn copy_to(&self, file: &File, place: StreamOffset, offset: BlockOffset, len: u64) -> bool {
+        let Some(mut from) = self.start.checked_add(place.0) else { return false };
+        let mut to = offset.0;
+        let end = to.saturating_add(len);
+        while to < end {
+            let left = index(end - to).unwrap_or(usize::MAX);
+            match copy_file_range(&self.file, Some(&mut from), file, Some(&mut to), left) {
+                Ok(done) if done > 0 => {}
+                _ => return false,
+            }
+        }
+        true
     }
 }
 
@@ -112,6 +171,7 @@ impl ImageSink for BlockFiles {
     /// before the next.
     fn piece_len(&self) -> u64 {
         match self.pace.way() {
+            _ if self.is_sharing() => WINDOW_LEN,
             Way::Cached => PIECE_LEN,
             Way::Direct => WINDOW_LEN,
         }
@@ -132,9 +192,32 @@ impl ImageSink for BlockFiles {
         written.map_err(|source| Error::io(self.path(block), source))
     }
 
+    /// Shares the blocks of the stream's file. The first tries are timed: where
+    /// the kernel copies, they take as long as a copy does.
+    fn share(&self, block: BlockId, offset: BlockOffset, place: StreamOffset, len: u64) -> Result<bool> {
+        let Some(shared) = &self.shared else { return Ok(false) };
+        let tries = shared.state.load(Ordering::Relaxed);
+        if (TRIES..SHARES).contains(&tries) {
+            return Ok(false);
+        }
+        let Some(file) = self.file(block)? else { return Ok(false) };
+        let began = Instant::now();
+        let is_done = shared.copy_to(&file.cached, place, offset, len);
+        let is_fast = len as f64 / began.elapsed().as_secs_f64().max(1e-9) >= SHARING_RATE;
+        match is_done {
+            false => shared.state.store(TRIES, Ordering::Relaxed),
+            true if tries == SHARES => {}
+            true => shared.state.store(if is_fast { SHARES } else { tries + 1 }, Ordering::Relaxed),
+        }
+        Ok(is_done)
+    }
+
     /// Claims blocks of the file system: a write into its own blocks is a
     /// third cheaper than one that has to find some. Not all file systems can.
     fn claim(&self, block: BlockId, offset: BlockOffset, len: u64) -> Result<()> {
+        if self.is_sharing() {
+            return Ok(());
+        }
         let Some(file) = self.file(block)? else { return Ok(()) };
         match fallocate(&file.cached, FallocateFlags::empty(), offset.0, len) {
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(()),

@@ -38,6 +38,10 @@ pub const PIECE_ALIGN: usize = 4096;
 /// along with them: one long write is cheaper than two and a hole.
 const SMALL_GAP: u64 = 64 << 10;
 
+/// Bytes in a row that are worth to be shared rather than copied: extents of
+/// files are not for single pages.
+const SHARED_LEN: u64 = 64 << 10;
+
 /// Where the bytes of RAM images go.
 ///
 /// The one interface between the scatter and any output format.
@@ -52,6 +56,18 @@ pub trait ImageSink: Sync {
     /// Whatever keeps the data from getting where it belongs: it ends the
     /// scatter.
     fn write(&self, block: BlockId, offset: BlockOffset, data: &[u8]) -> Result<()>;
+
+    /// Copies `len` bytes of the stream, from `place` on, to `offset` of the image
+    /// of `block`, if that can be done without bringing them into memory. Asked
+    /// for pages that stand in a row in the stream, as mapped-ram has them.
+    /// False: it was not done, and [`write`](Self::write) shall do it.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    fn share(&self, block: BlockId, offset: BlockOffset, place: StreamOffset, len: u64) -> Result<bool> {
+        let _ = (block, offset, place, len);
+        Ok(false)
+    }
 
     /// How long the pieces of the next window shall be at most, in bytes: a
     /// divisor of [`WINDOW_LEN`].
@@ -351,6 +367,9 @@ impl<'r, 'a, S: ImageSink, B: Before> Gather<'r, 'a, S, B> {
         stride: u64,
     ) -> Result<()> {
         let page_len = self.ram.page_size().bytes();
+        if stride == page_len && self.share(block, run, first)? {
+            return Ok(());
+        }
         let (Some(stride), Some(page_bytes)) = (index(stride), index(page_len)) else { return Ok(()) };
         let offsets = (0..run.pages).map(|nth| run.offset.0 + nth * page_len);
         let records = self.ram.sources().from(first).unwrap_or_default().chunks(stride);
@@ -363,6 +382,23 @@ impl<'r, 'a, S: ImageSink, B: Before> Gather<'r, 'a, S, B> {
             }
         }
         Ok(())
+    }
+
+    /// Has the sink take pages that stand in a row, if they are worth a call and
+    /// it can.
+    fn share(&mut self, block: BlockId, run: &PageRun<'_>, first: StreamOffset) -> Result<bool> {
+        let used_length = self.ram.block(block).map_or(0, |block| block.used_length);
+        let end = run.offset.0.saturating_add(run.pages * self.ram.page_size().bytes()).min(used_length);
+        let len = end.saturating_sub(run.offset.0);
+        if len < SHARED_LEN || !self.ram.is_in_stream(first) {
+            return Ok(false);
+        }
+        self.hand_on(block)?;
+        let is_shared = self.sink.share(block, run.offset, first, len)?;
+        if is_shared {
+            self.piece = end;
+        }
+        Ok(is_shared)
     }
 
     /// Gathers a page that has to be put together.

@@ -43,6 +43,7 @@ pub struct Input {
     path: PathBuf,
     /// Where in the file the map begins.
     start: u64,
+    file: File,
     map: Mmap,
 }
 
@@ -83,8 +84,10 @@ impl Input {
     /// As [`of_file`](Self::of_file).
     pub fn of_range(path: impl Into<PathBuf>, file: &File, range: Range<u64>) -> Result<Self> {
         let path = path.into();
-        let map = map_file(file, &range).map_err(|source| Error::io(&path, source))?;
-        Ok(Self { path, start: range.start, map })
+        let fail = |source| Error::io(&path, source);
+        let map = map_file(file, &range).map_err(fail)?;
+        let file = file.try_clone().map_err(fail)?;
+        Ok(Self { path, start: range.start, file, map })
     }
 
     /// Where in the file the bytes are.
@@ -95,6 +98,11 @@ impl Input {
     /// The path as it was given.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The file itself.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
     }
 
     /// The file's bytes.

@@ -315,11 +315,7 @@ impl<'a, 'p> Walk<'a, 'p> {
     /// where its section begins and the cursor behind its header.
     fn locate_description(&mut self, offset: StreamOffset, first: &Handler) {
         self.has_searched = true;
-        let fits = |desc: &VmDesc| {
-            desc.devices.first().is_some_and(|device| {
-                device.name.as_bytes() == first.idstr.as_bytes() && device.instance_id == first.instance_id
-            })
-        };
+        let fits = |desc: &VmDesc| desc.begins_with(first.idstr.as_bytes(), first.instance_id);
         let tail = self.tail.take().filter(|tail| tail.eof > offset && fits(&tail.desc));
         let is_proven = |located: &Located<'a>| self.boundaries().leads_to(first, self.cursor, located);
         self.located = if self.ram_is_iterating {

@@ -292,6 +292,11 @@ impl<'a> Ram<'a> {
         Some(bytes.get(..to_index(self.page_size.bytes())?).unwrap_or(bytes))
     }
 
+    /// Whether a place is in the stream itself, not in a file beside it.
+    pub(crate) fn is_in_stream(&self, place: StreamOffset) -> bool {
+        self.sources.is_stream(place)
+    }
+
     /// The bytes that pages are in.
     pub(crate) fn sources(&self) -> &Sources<'a> {
         &self.sources

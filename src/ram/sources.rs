@@ -48,6 +48,11 @@ impl<'a> Sources<'a> {
         Some(StreamOffset((self.others.len() as u64) << OFFSET_BITS))
     }
 
+    /// Whether a place is in the stream itself.
+    pub(crate) fn is_stream(&self, at: StreamOffset) -> bool {
+        at.0 >> OFFSET_BITS == 0
+    }
+
     /// The bytes of a source from a place on.
     #[inline]
     pub(crate) fn from(&self, at: StreamOffset) -> Option<&'a [u8]> {

@@ -93,6 +93,12 @@ impl VmDesc {
         serde_json::from_slice(text)
     }
 
+    /// Whether the first device is this one.
+    pub(crate) fn begins_with(&self, idstr: &[u8], instance_id: u32) -> bool {
+        let first = self.devices.first();
+        first.is_some_and(|first| first.name.as_bytes() == idstr && first.instance_id == instance_id)
+    }
+
     /// The description of the section that follows `after` others, named
     /// `name` and `instance_id`. QEMU describes FULL sections in order; where
     /// some are missing on either side, the name decides among neighbours.

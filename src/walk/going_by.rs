@@ -242,11 +242,7 @@ impl<'a, 'p> Walk<'a, 'p> {
     /// Where the description ends that walking on by it from the body of
     /// `first` leads to.
     fn described_end(&self, first: &Handler, body: Cursor<'_>) -> Option<StreamOffset> {
-        let fits = |desc: &VmDesc| {
-            desc.devices.first().is_some_and(|device| {
-                device.name.as_bytes() == first.idstr.as_bytes() && device.instance_id == first.instance_id
-            })
-        };
+        let fits = |desc: &VmDesc| desc.begins_with(first.idstr.as_bytes(), first.instance_id);
         let mut candidates = locate::candidates(body, fits);
         let proven = candidates.find(|located| self.boundaries().leads_to(first, body, located))?;
         proven.eof.checked_add(locate::HEAD_LEN + proven.text.len() as u64)

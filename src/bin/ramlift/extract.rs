@@ -103,7 +103,7 @@ fn extract_mapped(
         let mut staging = Staging::new(target, args.force, path)?;
         name_earlier_files(&mut staging);
         let images = match stream.ram().zip(blocks) {
-            Some((ram, blocks)) => images::write(&mut staging, ram, &blocks, bar)?,
+            Some((ram, blocks)) => images::write(&mut staging, ram, &blocks, input, bar)?,
             None => images::none(path, &args.blocks)?,
         };
         finish(args, target, staging, &stream, &images, origin)

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use ramlift::{
-    BlockFiles, BlockId, Error, ErrorKind, PageTaker, Progress, Ram, Stream, Stretch, image_len, scatter,
-    scatter_stretch,
+    BlockFiles, BlockId, Error, ErrorKind, Input, PageTaker, Progress, Ram, Stream, Stretch, image_len,
+    scatter, scatter_stretch,
 };
 use serde::Serialize;
 
@@ -79,6 +79,7 @@ pub(crate) fn write(
     staging: &mut Staging,
     ram: &Ram<'_>,
     blocks: &[BlockId],
+    input: &Input,
     bar: bool,
 ) -> Result<Vec<(BlockId, Option<String>)>, Failure> {
     let names = names(ram);
@@ -93,7 +94,7 @@ pub(crate) fn write(
     }
     let written: Vec<BlockId> = files.iter().map(|(id, _)| *id).collect();
     let write = |progress: &Progress| {
-        let sink = BlockFiles::create(ram, files)?;
+        let sink = BlockFiles::create(ram, files)?.sharing(input)?;
         scatter(ram, &written, &sink, progress)
     };
     let done = progress::watch(bar, "writing", image_len(ram, &written), write);

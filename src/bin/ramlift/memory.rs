@@ -21,13 +21,26 @@ fn mem_available(meminfo: &str) -> Option<u64> {
     kib.checked_mul(1024)
 }
 
-/// The least `memory.max` of the process's control group (version 2) and those
-/// above it. `groups` is `/proc/self/cgroup`.
+/// The least limit of the process's control group and those above it, in either
+/// version. `groups` is `/proc/self/cgroup`: lines of `number:controllers:path`.
 fn group_limit(groups: &str, root: &Path) -> Option<u64> {
-    let group = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    let group = root.join(group);
+    let limits = groups.lines().filter_map(|line| {
+        let (controllers, group) = line.split_once(':')?.1.split_once(':')?;
+        let (root, file) = match controllers {
+            "" => (root.to_owned(), "memory.max"),
+            "memory" => (root.join("memory"), "memory.limit_in_bytes"),
+            _ => return None,
+        };
+        least_limit(&root, &root.join(group.trim_start_matches('/')), file)
+    });
+    limits.min()
+}
+
+/// The least number that `file` has in `group` and the directories above it, up
+/// to `root`. No number is no limit.
+fn least_limit(root: &Path, group: &Path, file: &str) -> Option<u64> {
     let above = group.ancestors().take_while(|above| above.starts_with(root));
-    above.filter_map(|group| fs::read_to_string(group.join("memory.max")).ok()?.trim().parse().ok()).min()
+    above.filter_map(|group| fs::read_to_string(group.join(file)).ok()?.trim().parse().ok()).min()
 }
 
 #[cfg(test)]
@@ -47,6 +60,10 @@ mod tests {
         fs::write(group.join("memory.max"), "4096\n").unwrap();
         assert_eq!(limit("0::/user.slice/run.scope\n"), Some(4096));
         assert_eq!(limit("1:memory:/x\n"), None);
+        fs::create_dir_all(root.path().join("memory/x")).unwrap();
+        fs::write(root.path().join("memory/x/memory.limit_in_bytes"), "8192\n").unwrap();
+        assert_eq!(limit("1:memory:/x\n"), Some(8192));
+        assert_eq!(limit("4:memory:/gone/from/here\n0::/user.slice/run.scope\n"), Some(4096));
     }
 
     #[test]
