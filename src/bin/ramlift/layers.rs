@@ -243,7 +243,7 @@ fn is_stream(path: &Path, state: Scattered) -> Result<bool, Failure> {
 /// no stream has which can be read so. Tables can claim 2⁶¹ bytes of zeros.
 pub(crate) fn dense(state: Scattered) -> impl Read + Send {
     const HOLE_LEN: u64 = 1 << 30;
-    let runs = state.runs().map_while(Result::ok);
-    let hole = runs.filter(|run| run.source == RunSource::Zeros && run.len >= HOLE_LEN).next();
+    let mut runs = state.runs().map_while(Result::ok);
+    let hole = runs.find(|run| run.source == RunSource::Zeros && run.len >= HOLE_LEN);
     state.reader().take(hole.map_or(u64::MAX, |hole| hole.at))
 }
