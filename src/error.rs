@@ -35,12 +35,12 @@ pub enum ErrorKind {
     },
     /// The input does not begin like a stream.
     #[error("not a QEMU migration stream: begins with {met}, expected \"QEVM\"{}",
-        looks_like.map(|what| format!("; this looks like {what}")).unwrap_or_default())]
+        looks_like.as_ref().map(|what| format!("; this looks like {what}")).unwrap_or_default())]
     NotAStream {
         /// The first bytes, as hex.
         met: String,
         /// What the first bytes are known for.
-        looks_like: Option<&'static str>,
+        looks_like: Option<String>,
     },
     /// A version that this reader does not know.
     #[error("{what} version {met}, expected {expected}")]
@@ -227,10 +227,10 @@ impl Error {
                 "the file is shorter than the stream that was written to it: an interrupted save, a full disk or a partial copy"
             }
             ErrorKind::NotAStream { looks_like: Some(_), .. } => {
-                "unwrap it first: this version reads bare streams, as `migrate file:` and `virsh dump` write them"
+                "the command and `ramlift::wrapper` find streams in save images, snapshots and compressed files; a core or a kdump file holds none"
             }
             ErrorKind::NotAStream { .. } => {
-                "give a file written by `migrate file:…`, `migrate exec:cat>…` or `virsh dump`"
+                "give what `migrate file:…`, `savevm`, `virsh save`, `virsh dump` or a Proxmox snapshot wrote; `--offset` if the stream begins further on"
             }
             ErrorKind::Part { .. } => {
                 "the pages went through other connections: give what was captured of each with `--channel FILE`, once for each; without them this is a guest with empty memory"

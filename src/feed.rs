@@ -52,6 +52,13 @@ impl Incoming {
     }
 }
 
+impl Read for Incoming {
+    /// Takes bytes, which are then no part of the stream any more.
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.reader.read(into)
+    }
+}
+
 /// What is kept of a stream that goes by: the bodies of its devices, its
 /// description, all but the pages.
 #[derive(Default)]

@@ -18,6 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::idstr::Idstr;
 use crate::units::{StreamOffset, TargetPageSize};
 use crate::wire::{self, limit, record};
+use crate::wrapper::{Layer, PREFIX_LEN, detect};
 
 /// What the configuration record says.
 #[derive(Clone, Debug, Default)]
@@ -64,23 +65,10 @@ pub(crate) fn read_magic(cursor: &mut Cursor<'_>) -> Result<()> {
 
 /// Says what a file that is no bare stream might be, by its first bytes.
 fn not_a_stream(head: &[u8]) -> ErrorKind {
-    const KNOWN: [(&[u8], &str); 14] = [
-        (b"LibvirtQemudSave", "a libvirt save image"),
-        (b"LibvirtQemudPart", "an interrupted libvirt save image"),
-        (b"QFI\xfb", "a qcow2 image, which can hold streams as internal snapshots"),
-        (b"\x1f\x8b", "a gzip file"),
-        (b"BZh", "a bzip2 file"),
-        (b"\xfd7zXZ\0", "an xz file"),
-        (b"\x28\xb5\x2f\xfd", "a zstd file"),
-        (b"\x04\x22\x4d\x18", "an lz4 file"),
-        (b"\x89LZO\0", "an lzop file"),
-        (b"\x7fELF", "an ELF file: perhaps a core by dump-guest-memory, which is no migration stream"),
-        (b"KDUMP", "a kdump file, which is no migration stream"),
-        (b"makedumpfile", "a flattened kdump file, which is no migration stream"),
-        (b"\x11\x22\x33\x44", "one channel of a multifd migration"),
-        (b"QCPR", "a QEMU CPR state file, which holds no RAM"),
-    ];
-    let looks_like = KNOWN.iter().find(|(magic, _)| head.starts_with(magic)).map(|(_, what)| *what);
+    let looks_like = match detect(head.get(..PREFIX_LEN).unwrap_or(head)) {
+        Layer::Stream | Layer::Unknown => None,
+        layer => Some(layer.to_string()),
+    };
     let met = if head.is_empty() {
         "nothing (the file is empty)".to_owned()
     } else {

@@ -19,7 +19,8 @@ impl Progress {
         self.0.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn add(&self, bytes: u64) {
+    /// Adds to them.
+    pub fn add(&self, bytes: u64) {
         self.0.fetch_add(bytes, Ordering::Relaxed);
     }
 

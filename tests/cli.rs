@@ -85,7 +85,7 @@ fn the_manifest_says_what_is_where() {
     let version = version.text().trim().strip_prefix("ramlift ").unwrap();
     let expected = json!({
         "ramlift": version,
-        "source": {"path": "stream", "size": bytes.len()},
+        "source": {"path": "stream", "size": bytes.len(), "layers": ["QEVM"], "snapshot": null},
         "machine": "synth-1.0",
         "pages_per_pass": [6, 1],
         "blocks": [
@@ -417,7 +417,8 @@ fn info_as_json_has_all_that_is_documented() {
         "warnings",
     ];
     assert_eq!(keys, expected);
-    assert_eq!(report["source"], json!({"path": "stream", "size": bytes.len()}));
+    let source = json!({"path": "stream", "size": bytes.len(), "layers": ["QEVM"], "snapshot": null});
+    assert_eq!(report["source"], source);
     assert_eq!(report["format"], "QEVM version 3");
     assert_eq!(report["capabilities"], json!(["x-colo"]));
     assert_eq!(report["uuid"], "07070707-0707-0707-0707-070707070707");

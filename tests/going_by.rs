@@ -232,7 +232,8 @@ fn all_commands_read_a_pipe() {
     }
     let info = ramlift_fed(place.path(), &["info", "-", "--json"], &bytes).expect_code(0).json();
     let mut expected = place.ramlift(&["info", "stream", "--json"]).json();
-    expected["source"] = serde_json::json!({ "path": "-", "size": null });
+    expected["source"] =
+        serde_json::json!({ "path": "-", "size": null, "layers": ["QEVM"], "snapshot": null });
     assert_eq!(info, expected);
 }
 

@@ -502,16 +502,23 @@ fn refuses_mapped_ram_without_bitmaps() {
     check_refused("pc-11.1-mapped-ram-killed", &["the input ends here", "--salvage"]);
 }
 
-// What is not read.
+// Inside something else.
 
 #[test]
-fn refuses_a_save_image_of_libvirt_by_its_name() {
-    check_refused("libvirt-12.8-gzip", &["at 0x0: ", "libvirt", "hint: "]);
+fn reads_a_save_image_of_libvirt() {
+    check("libvirt-12.8-gzip", paused("pc-i440fx-11.1"));
 }
 
 #[test]
-fn refuses_a_qcow2_image_by_its_name() {
-    check_refused("pc-10.0-savevm-qcow2", &["at 0x0: ", "qcow2", "hint: "]);
+fn reads_snapshots_of_a_qcow2_image() {
+    let mut golden = Golden::unpack("pc-10.0-savevm-qcow2");
+    for (tag, blocks) in golden.truth["snapshots"].clone().as_object().unwrap() {
+        let args = ["extract", "stream", "-o", "out", "--force", "--snapshot", tag];
+        assert_eq!(golden.place.ramlift(&args).expect_code(0).stderr, "");
+        golden.truth["blocks"] = blocks.clone();
+        assert!(golden.compare_images() > 0);
+        assert_eq!(golden.undecoded_devices(), Vec::<Value>::new());
+    }
 }
 
 // Registers, as QEMU's own `info registers` shows them.

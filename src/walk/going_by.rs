@@ -18,6 +18,7 @@ use crate::units::{StreamOffset, index};
 use crate::vmstate::VmDesc;
 use crate::vmstate::locate;
 use crate::wire::{limit, record};
+use crate::wrapper::compression::BEHIND_DATA;
 
 /// Bytes of magic and configuration, at most: capabilities have names of up to
 /// 255 bytes, and QEMU knows some 40.
@@ -102,6 +103,11 @@ impl<'a> GoingBy<'a, '_> {
     }
 }
 
+/// Whether a reader failed on what is no part of the data.
+fn is_behind_data(failure: &Error) -> bool {
+    matches!(failure.kind(), ErrorKind::Io { .. } | ErrorKind::Wrapper { what: BEHIND_DATA, .. })
+}
+
 impl<'a, 'p> Walk<'a, 'p> {
     /// A walk over a stream that goes by.
     pub(crate) fn over_reader(
@@ -129,6 +135,10 @@ impl<'a, 'p> Walk<'a, 'p> {
         let failure = self.going_by.as_mut().and_then(GoingBy::failure);
         match (walked, failure) {
             (Err(_), Some(failure)) => Err(failure),
+            // A checksum at the end speaks for all that came before it.
+            (Ok(()), Some(failure)) if !is_behind_data(&failure) => {
+                Err(failure.inside("behind the end of the stream"))
+            }
             (Ok(()), Some(failure)) => {
                 let text = format!("behind the end of the stream: {failure}");
                 self.warn(Some(self.cursor.offset()), text, false);

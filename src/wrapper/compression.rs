@@ -45,6 +45,10 @@ pub const ZSTD_WINDOW_LOG: u32 = 27;
 /// Bytes that decoding xz and lzma may take: `xz -9` needs 65 MiB.
 pub const XZ_MEMORY: u64 = 256 << 20;
 
+/// What an [`ErrorKind::Wrapper`](crate::ErrorKind::Wrapper) is about that
+/// comes only after all of the data: bytes of another kind follow it.
+pub const BEHIND_DATA: &str = "bytes behind compressed data";
+
 /// How something is compressed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
@@ -225,7 +229,7 @@ impl<R: Read, M: Member<R>> Members<R, M> {
         } else {
             let expected = format!("the end, zeros, or more {name} data");
             let hint = "something was written behind the compressed data; cut it off there if all before it is whole";
-            failure(at, "bytes behind compressed data", met, expected, hint)
+            failure(at, BEHIND_DATA, met, expected, hint)
         }
     }
 

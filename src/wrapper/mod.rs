@@ -92,11 +92,12 @@ pub enum Layer {
 /// Names the outermost layer of a file by its first bytes, of which
 /// [`PREFIX_LEN`] suffice. Fewer, if the file has no more, give what they can.
 pub fn detect(prefix: &[u8]) -> Layer {
-    const KNOWN: [(&[u8], &str); 5] = [
+    const KNOWN: [(&[u8], &str); 6] = [
         (b"\x7fELF", "an ELF file: perhaps a core by dump-guest-memory or `virsh dump --memory-only`"),
         (b"KDUMP", "a kdump file, as `virsh dump --memory-only` writes"),
         (b"makedumpfile", "a flattened kdump file, as `virsh dump --memory-only` writes"),
         (b"\x11\x22\x33\x44", "one channel of a multifd migration"),
+        (b"QCPR", "a QEMU CPR state file, which holds no RAM"),
         (b"EMiL", "a LiME memory image"),
     ];
     if prefix.starts_with(b"QEVM") {

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use indexmap::IndexMap;
 use ramlift::{
-    BlockFiles, BlockId, BlockOffset, Device, Page, Progress, Ram, Section, SectionType, State, Stream,
+    BlockFiles, BlockId, BlockOffset, Device, Kept, Page, Progress, Ram, Section, SectionType, State, Stream,
     Value, image_len, scatter,
 };
 use serde::ser::{Serialize, SerializeMap, Serializer};
@@ -18,9 +18,9 @@ use serde_json::ser::{Formatter, PrettyFormatter};
 
 use crate::args::{AnalyzeArgs, Dump};
 use crate::exit::{Exit, Failure};
-use crate::layers::{Bytes, Unwrapped};
 use crate::output::Staging;
 use crate::paths::BlockPaths;
+use crate::source::Opened;
 use crate::{desc, progress, source, terminal};
 
 pub(crate) fn run(args: &AnalyzeArgs) -> Result<Exit, Failure> {
@@ -32,13 +32,21 @@ pub(crate) fn run(args: &AnalyzeArgs) -> Result<Exit, Failure> {
         print(&DescText::of(path, &text)?)?;
         return Ok(Exit::Complete);
     }
-    let Unwrapped { bytes, origin } = source::open_path(path, &args.layers)?;
-    match bytes {
-        Bytes::Mapped(input) => analyze(args, &progress::index(&input, progress::is_visible(false))?),
-        Bytes::Incoming(_) if args.extract => Err(source::needs_a_file(path, "--extract", &origin)),
-        Bytes::Incoming(_) if args.memory => Err(source::needs_a_file(path, "--memory", &origin)),
-        Bytes::Incoming(incoming) => source::pass(path, incoming, |stream| analyze(args, stream)),
-    }
+    let input = match (args.extract, args.memory) {
+        (true, _) => source::open_mapped(path, &args.layers, "--extract", false)?.0,
+        (_, true) => source::open_mapped(path, &args.layers, "--memory", false)?.0,
+        _ => match source::open_path(path, &args.layers)? {
+            Opened::Mapped(input, _) => input,
+            Opened::Incoming(incoming, origin) => {
+                let kept = Kept::new();
+                match source::pass(path, incoming, &kept) {
+                    Ok(stream) => return analyze(args, &stream),
+                    Err(failure) => source::go_back(path, &args.layers, failure, &origin)?.0,
+                }
+            }
+        },
+    };
+    analyze(args, &progress::index(&input, progress::is_visible(false))?)
 }
 
 fn analyze(args: &AnalyzeArgs, stream: &Stream<'_>) -> Result<Exit, Failure> {

@@ -3,11 +3,11 @@
 use std::io::Write;
 use std::path::Path;
 
-use ramlift::{Description, ErrorKind, Stream};
+use ramlift::{Description, ErrorKind, Kept, Stream};
 
 use crate::args::{DescArgs, LayerArgs};
 use crate::exit::{Exit, Failure};
-use crate::layers::Bytes;
+use crate::source::Opened;
 use crate::{progress, source, terminal};
 
 /// Prints the description's text, byte for byte, and a line break.
@@ -23,9 +23,15 @@ pub(crate) fn run(args: &DescArgs) -> Result<Exit, Failure> {
 /// walk fails the one that the file ends with.
 pub(crate) fn find(path: &Path, args: &LayerArgs) -> Result<(Vec<u8>, Exit), Failure> {
     let whole = |stream: &Stream<'_>| text(path, stream).map(|text| (text.to_vec(), Exit::Complete));
-    let input = match source::open_path(path, args)?.bytes {
-        Bytes::Mapped(input) => input,
-        Bytes::Incoming(incoming) => return source::pass(path, incoming, |stream| whole(stream)),
+    let input = match source::open_path(path, args)? {
+        Opened::Mapped(input, _) => input,
+        Opened::Incoming(incoming, origin) => {
+            let kept = Kept::new();
+            match source::pass(path, incoming, &kept) {
+                Ok(stream) => return whole(&stream),
+                Err(failure) => source::go_back(path, args, failure, &origin)?.0,
+            }
+        }
     };
     let failure = match progress::index(&input, progress::is_visible(false)) {
         Ok(stream) => return whole(&stream),

@@ -77,6 +77,11 @@ impl Failure {
         matches!(self, Self::Input { error, .. } if wanted(error.kind()))
     }
 
+    /// Whether the stream would have to be gone back in.
+    pub(crate) fn is_gone_by(&self) -> bool {
+        self.is_of(|kind| matches!(kind, ramlift::ErrorKind::GoneBy { .. }))
+    }
+
     /// Says it on standard error.
     pub(crate) fn report(&self) -> Exit {
         if matches!(self, Self::ClosedPipe) {

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use ramlift::{BlockId, ErrorKind, Incoming, Input, Kept, Ram, Stream};
+use ramlift::{BlockId, Incoming, Input, Kept, Ram, Stream};
 use serde::Serialize;
 
 use crate::args::{ExtractArgs, SharedFile};
@@ -11,9 +11,9 @@ use crate::block_devices::{self, BlockDeviceEntry};
 use crate::exit::{Exit, Failure};
 use crate::images::{self, Status, Taker, choose_blocks};
 use crate::info::{self, Coverage, Doubtful, Lost, Source};
-use crate::layers::{Bytes, Origin, Unwrapped};
+use crate::layers::Origin;
 use crate::output::Staging;
-use crate::source;
+use crate::source::{self, Opened};
 use crate::state::{Chosen, write_report};
 use crate::{channels, memory, progress, terminal};
 
@@ -59,19 +59,22 @@ pub(crate) fn run(args: &ExtractArgs) -> Result<Exit, Failure> {
 
 fn extract(args: &ExtractArgs) -> Result<Exit, Failure> {
     let target = args.output.clone().map_or_else(|| default_target(&args.source.stream), Ok)?;
-    let Unwrapped { bytes, origin } = source::open(&args.source)?;
-    match bytes {
-        Bytes::Mapped(input) if is_to_be_read_once(args, &input) => {
+    match source::open(&args.source)? {
+        Opened::Mapped(input, origin) if is_to_be_read_once(args, &input) => {
             match extract_incoming(args, &target, source::read_once(&input)?, &origin) {
                 // What can only be had by going back, like mapped-ram.
-                Err(failure) if failure.is_of(|kind| matches!(kind, ErrorKind::GoneBy { .. })) => {
-                    extract_mapped(args, &target, &input, &origin)
-                }
+                Err(failure) if failure.is_gone_by() => extract_mapped(args, &target, &input, &origin),
                 outcome => outcome,
             }
         }
-        Bytes::Mapped(input) => extract_mapped(args, &target, &input, &origin),
-        Bytes::Incoming(incoming) => extract_incoming(args, &target, incoming, &origin),
+        Opened::Mapped(input, origin) => extract_mapped(args, &target, &input, &origin),
+        Opened::Incoming(incoming, origin) => {
+            extract_incoming(args, &target, incoming, &origin).or_else(|failure| {
+                let source = &args.source;
+                let (input, origin) = source::go_back(&source.stream, &source.layers, failure, &origin)?;
+                extract_mapped(args, &target, &input, &origin)
+            })
+        }
     }
 }
 
@@ -152,7 +155,8 @@ fn finish(
     let entries = block_entries(stream, images);
     // A device that QEMU described wrongly is whole in the stream, and its
     // bytes are in state.json: the output is as complete as the stream is.
-    let is_partial = entries.iter().any(|entry| entry.status == Status::Absent)
+    let is_partial = origin.is_damaged
+        || entries.iter().any(|entry| entry.status == Status::Absent)
         || stream.warnings().iter().any(|warning| warning.is_loss);
     let manifest = Manifest {
         ramlift: env!("CARGO_PKG_VERSION"),

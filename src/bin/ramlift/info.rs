@@ -216,7 +216,9 @@ struct DescriptionReport {
 }
 
 pub(crate) fn run(args: &InfoArgs) -> Result<Exit, Failure> {
-    if let Some(snapshots) = snapshots::several(&args.source.stream, &args.source.layers)? {
+    if !args.xml
+        && let Some(snapshots) = snapshots::several(&args.source.stream, &args.source.layers)?
+    {
         return snapshots::print(&snapshots, &args.source.stream, args.json);
     }
     source::with_stream(&args.source, |stream, origin| print(args, stream, origin))
@@ -234,7 +236,7 @@ fn print(args: &InfoArgs, stream: &Stream<'_>, origin: &Origin) -> Result<Exit, 
         write_text(&mut out, &report, stream).map_err(Failure::stdout)?;
         terminal::finish(out)?;
     }
-    Ok(Exit::of(stream.warnings().iter().any(|warning| warning.is_loss)))
+    Ok(Exit::of(origin.is_damaged || stream.warnings().iter().any(|warning| warning.is_loss)))
 }
 
 fn print_xml(path: &Path, origin: &Origin) -> Result<Exit, Failure> {

@@ -25,7 +25,12 @@ pub(crate) enum Bytes {
     Mapped(Input),
     /// They come once.
     Incoming(Incoming),
+    /// Those of a snapshot, here and there in its image.
+    Scattered(Scattered),
 }
+
+/// One image a run of the command, read by a thread that outlives its opener.
+pub(crate) type Scattered = &'static VmState<&'static ImageFile>;
 
 /// A stream, and what it was inside of.
 pub(crate) struct Unwrapped {
@@ -44,6 +49,8 @@ pub(crate) struct Origin {
     pub(crate) snapshot: Option<Snapshot>,
     /// The length of the file, if it is one.
     pub(crate) size: Option<u64>,
+    /// Whether a layer could be unpacked only in part.
+    pub(crate) is_damaged: bool,
     /// What is odd about the layers.
     pub(crate) warnings: Vec<String>,
 }
@@ -74,7 +81,11 @@ pub(crate) fn unwrap_file(path: &Path, mut file: File, args: &LayerArgs) -> Resu
                 let state = open_snapshot(path, clone, args, &mut origin)?;
                 match in_a_row(path, state)? {
                     Some(row) => range = row,
-                    None => return unwrap_reader(path, Box::new(state.reader()), origin),
+                    None if is_stream(path, state)? => {
+                        origin.layers.0.push(Layer::Stream);
+                        return Ok(Unwrapped { bytes: Bytes::Scattered(state), origin });
+                    }
+                    None => return unwrap_reader(path, Box::new(dense(state)), origin),
                 }
             }
             Layer::Compressed(compression) => {
@@ -113,8 +124,9 @@ pub(crate) fn unwrap_reader(path: &Path, reader: Reader, mut origin: Origin) -> 
                 reader = compression::decoder(compression, reader, StreamOffset(0));
             }
             Layer::Qcow2 { .. } => {
-                let text = "a qcow2 image is read here and there, and this one comes as it goes by; write it to a file first, and give that";
-                return Err(Failure::Other(format!("{}: {text}", path.display())));
+                origin.layers.0.push(layer);
+                let text = "a qcow2 image is read here and there, and this one comes as it goes by: write it to a file first, and give that";
+                return Err(Failure::Other(format!("{}: this is {}: {text}", path.display(), origin.layers)));
             }
             layer => {
                 origin.layers.0.push(layer);
@@ -170,8 +182,7 @@ fn open_snapshot(
     file: File,
     args: &LayerArgs,
     origin: &mut Origin,
-) -> Result<&'static VmState<&'static ImageFile>, Failure> {
-    // One image a run of the command, read by a thread that outlives this.
+) -> Result<Scattered, Failure> {
     let image: &'static Qcow2<ImageFile> = Box::leak(Box::new(open_image(path, file)?));
     let snapshot = choose(path, image, args.snapshot.as_deref())?;
     let state = image.vm_state(snapshot).map_err(Failure::input(path))?;
@@ -186,7 +197,9 @@ fn open_snapshot(
 
 fn choose<'i>(path: &Path, image: &'i Qcow2<ImageFile>, name: Option<&str>) -> Result<&'i Snapshot, Failure> {
     if let Some(name) = name {
-        return image.find(name.as_bytes()).map_err(Failure::input(path));
+        // Nothing is damaged, so nothing is to be salvaged.
+        let unknown = |error| Failure::Other(format!("{}: {error}", path.display()));
+        return image.find(name.as_bytes()).map_err(unknown);
     }
     let mut with_state = image.snapshots().iter().filter(|snapshot| snapshot.vm_state_size > 0);
     match (with_state.next(), with_state.next()) {
@@ -209,14 +222,28 @@ fn choose<'i>(path: &Path, image: &'i Qcow2<ImageFile>, name: Option<&str>) -> R
 }
 
 /// Where in the file a VM state is, if all of it stands there in a row.
-fn in_a_row(
-    path: &Path,
-    state: &'static VmState<&'static ImageFile>,
-) -> Result<Option<std::ops::Range<u64>>, Failure> {
+fn in_a_row(path: &Path, state: Scattered) -> Result<Option<std::ops::Range<u64>>, Failure> {
     let mut runs = state.runs();
     let first = runs.next().transpose().map_err(Failure::input(path))?;
     Ok(first.and_then(|run| match run.source {
         RunSource::File(start) if run.len == state.len() => Some(start..start.checked_add(run.len)?),
         _ => None,
     }))
+}
+
+/// Whether a VM state is a stream, and not another layer.
+fn is_stream(path: &Path, state: Scattered) -> Result<bool, Failure> {
+    let mut prefix = Vec::new();
+    let fail = |error| Failure::input(path)(error_of(error, path));
+    state.reader().take(PREFIX_LEN as u64).read_to_end(&mut prefix).map_err(fail)?;
+    Ok(detect(&prefix) == Layer::Stream)
+}
+
+/// A VM state from its start on, to be read as it goes by: up to a hole that
+/// no stream has which can be read so. Tables can claim 2⁶¹ bytes of zeros.
+pub(crate) fn dense(state: Scattered) -> impl Read + Send {
+    const HOLE_LEN: u64 = 1 << 30;
+    let mut runs = state.runs().map_while(Result::ok);
+    let hole = runs.find(|run| run.source == RunSource::Zeros && run.len >= HOLE_LEN);
+    state.reader().take(hole.map_or(u64::MAX, |hole| hole.at))
 }

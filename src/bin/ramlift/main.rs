@@ -18,6 +18,7 @@ mod progress;
 mod raw;
 mod snapshots;
 mod source;
+mod spool;
 mod state;
 mod terminal;
 

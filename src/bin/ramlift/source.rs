@@ -7,13 +7,14 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
-use ramlift::{Incoming, Input, Kept, Progress, Stream};
+use ramlift::wrapper::compression::BEHIND_DATA;
+use ramlift::{Error, ErrorKind, Incoming, Input, Kept, Progress, Stream};
 use rustix::fs::{Advice, fadvise};
 
 use crate::args::{LayerArgs, SourceArgs};
 use crate::exit::Failure;
 use crate::layers::{self, Bytes, Origin, Unwrapped};
-use crate::{channels, progress};
+use crate::{channels, progress, spool};
 
 /// The name of standard input on the command line.
 pub(crate) const STDIN: &str = "-";
@@ -21,29 +22,75 @@ pub(crate) const STDIN: &str = "-";
 /// And in messages.
 const NAME: &str = "standard input";
 
+/// A stream, as it is read.
+pub(crate) enum Opened {
+    /// In memory: it can be gone back in.
+    Mapped(Input, Origin),
+    /// As it goes by.
+    Incoming(Incoming, Origin),
+}
+
 /// Opens the stream that `args` name, through all that it is inside of.
-pub(crate) fn open(args: &SourceArgs) -> Result<Unwrapped, Failure> {
-    let unwrapped = open_path(&args.stream, &args.layers)?;
-    let refused = match (args, &unwrapped.bytes) {
-        (SourceArgs { salvage: true, .. }, Bytes::Incoming(_)) => "--salvage",
-        (SourceArgs { channels, .. }, Bytes::Incoming(_)) if !channels.is_empty() => "--channel",
-        _ => return Ok(unwrapped),
+pub(crate) fn open(args: &SourceArgs) -> Result<Opened, Failure> {
+    let what = match args {
+        SourceArgs { salvage: true, .. } => "--salvage",
+        SourceArgs { channels, .. } if !channels.is_empty() => "--channel",
+        _ => return open_path(&args.stream, &args.layers),
     };
-    Err(needs_a_file(&args.stream, refused, &unwrapped.origin))
+    let (input, origin) = open_mapped(&args.stream, &args.layers, what, args.salvage)?;
+    Ok(Opened::Mapped(input, origin))
+}
+
+/// Opens the stream at `path`, so that `what` can go back in it: what can only
+/// be read once is unpacked into a file. For a salvage, what comes before a
+/// failure of that counts.
+pub(crate) fn open_mapped(
+    path: &Path,
+    args: &LayerArgs,
+    what: &str,
+    is_salvage: bool,
+) -> Result<(Input, Origin), Failure> {
+    let Unwrapped { bytes, mut origin } = open_layers(path, args)?;
+    let (input, failure) = match bytes {
+        Bytes::Mapped(input) => (input, None),
+        Bytes::Scattered(state) => spool::gather(path, state)?,
+        Bytes::Incoming(_) if origin.size.is_none() => return Err(needs_a_file(path, what, &origin)),
+        Bytes::Incoming(incoming) => spool::unpack(path, incoming)?,
+    };
+    let is_behind_data = |error: &Error| matches!(error.kind(), ErrorKind::Wrapper { what: BEHIND_DATA, .. });
+    match failure {
+        Some(error) if is_salvage || is_behind_data(&error) => {
+            origin.is_damaged = !is_behind_data(&error);
+            origin.warnings.push(format!("unpacked up to here: {error}"));
+        }
+        Some(error) => return Err(Failure::input(path)(error)),
+        None => {}
+    }
+    Ok((input, origin))
 }
 
 /// The failure of doing `what` with a stream that goes by.
-pub(crate) fn needs_a_file(path: &Path, what: &str, origin: &Origin) -> Failure {
+fn needs_a_file(path: &Path, what: &str, origin: &Origin) -> Failure {
     let is_inside = origin.layers.0.len() > 1;
     let why = if is_inside { format!(", and this is {}", origin.layers) } else { String::new() };
     Failure::Other(format!(
-        "{}: {what} needs a stream that can be gone back to{why}: write it to a file of its own, and give that",
+        "{}: {what} needs a stream that can be gone back to{why}, from a pipe: write it to a file first, and give that",
         name(path).display()
     ))
 }
 
+/// Opens the stream at `path`, to be read as it goes by if it is not in a row.
+pub(crate) fn open_path(path: &Path, args: &LayerArgs) -> Result<Opened, Failure> {
+    let Unwrapped { bytes, origin } = open_layers(path, args)?;
+    Ok(match bytes {
+        Bytes::Mapped(input) => Opened::Mapped(input, origin),
+        Bytes::Incoming(incoming) => Opened::Incoming(incoming, origin),
+        Bytes::Scattered(state) => Opened::Incoming(Incoming::new(path, layers::dense(state)), origin),
+    })
+}
+
 /// Opens the stream at `path`, or at standard input for `-`.
-pub(crate) fn open_path(path: &Path, args: &LayerArgs) -> Result<Unwrapped, Failure> {
+fn open_layers(path: &Path, args: &LayerArgs) -> Result<Unwrapped, Failure> {
     if path == STDIN {
         let path = name(path);
         let mut file = stdin().map_err(Failure::file(path))?;
@@ -116,23 +163,40 @@ pub(crate) fn with_stream<T>(
     args: &SourceArgs,
     work: impl FnOnce(&Stream<'_>, &Origin) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    let Unwrapped { bytes, origin } = open(args)?;
-    match bytes {
-        Bytes::Mapped(input) => {
-            let bar = progress::is_visible(false);
-            channels::with_channels(args, &input, bar, |stream| work(&stream, &origin))
+    let (input, origin) = match open(args)? {
+        Opened::Mapped(input, origin) => (input, origin),
+        Opened::Incoming(incoming, origin) => {
+            let kept = Kept::new();
+            match pass(&args.stream, incoming, &kept) {
+                Ok(stream) => return work(&stream, &origin),
+                Err(failure) => go_back(&args.stream, &args.layers, failure, &origin)?,
+            }
         }
-        Bytes::Incoming(incoming) => pass(&args.stream, incoming, |stream| work(stream, &origin)),
-    }
+    };
+    channels::with_channels(args, &input, progress::is_visible(false), |stream| work(&stream, &origin))
 }
 
-/// Walks a stream that goes by for all but its pages, and does `work` with it.
-pub(crate) fn pass<T>(
+/// Opens the stream again whose reading as it goes by ended in `failure`, if
+/// that is because it has to be gone back in.
+pub(crate) fn go_back(
     path: &Path,
-    incoming: Incoming,
-    work: impl FnOnce(&Stream<'_>) -> Result<T, Failure>,
-) -> Result<T, Failure> {
-    let kept = Kept::new();
-    let pass = |progress: &Progress| Stream::read_once(incoming, &kept, progress, &mut ());
-    work(&progress::pass(progress::is_visible(false), pass).map_err(Failure::input(path))?)
+    args: &LayerArgs,
+    failure: Failure,
+    origin: &Origin,
+) -> Result<(Input, Origin), Failure> {
+    if !failure.is_gone_by() {
+        return Err(failure);
+    }
+    if origin.size.is_some() {
+        return open_mapped(path, args, "this", false);
+    }
+    let text =
+        format!("{failure}; this is {}, from a pipe: write it to a file first, and give that", origin.layers);
+    Err(Failure::Other(text))
+}
+
+/// Walks a stream that goes by for all but its pages.
+pub(crate) fn pass<'k>(path: &Path, incoming: Incoming, kept: &'k Kept) -> Result<Stream<'k>, Failure> {
+    let pass = |progress: &Progress| Stream::read_once(incoming, kept, progress, &mut ());
+    progress::pass(progress::is_visible(false), pass).map_err(Failure::input(path))
 }

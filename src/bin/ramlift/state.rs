@@ -99,7 +99,13 @@ fn line(device: Device<'_>) -> io::Result<(Vec<u8>, Option<Error>)> {
 }
 
 pub(crate) fn run(args: &StateArgs) -> Result<Exit, Failure> {
-    source::with_stream(&args.source, |stream, _| print(args, stream))
+    source::with_stream(&args.source, |stream, origin| {
+        for warning in &origin.warnings {
+            terminal::say(format_args!("warning: {warning}"));
+        }
+        let exit = print(args, stream)?;
+        Ok(if origin.is_damaged { Exit::Partial } else { exit })
+    })
 }
 
 fn print(args: &StateArgs, stream: &Stream<'_>) -> Result<Exit, Failure> {

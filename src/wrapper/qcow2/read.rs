@@ -30,6 +30,26 @@ impl<'a, F: ReadAt> Reader<'a, F> {
         Self { state, runs: state.runs(), run: None, unpacked: Vec::new() }
     }
 
+    /// Passes over zeros that are in no cluster, if such come next. Gives how
+    /// many they are, which can be far more than the file has bytes.
+    ///
+    /// # Errors
+    /// As its reads.
+    pub fn skip_zeros(&mut self) -> io::Result<u64> {
+        match self.next_run()? {
+            Some(Run { source: RunSource::Zeros, len, .. }) => Ok(len),
+            run => {
+                self.run = run;
+                Ok(0)
+            }
+        }
+    }
+
+    fn next_run(&mut self) -> io::Result<Option<Run>> {
+        let run = self.run.take().map_or_else(|| self.runs.next().transpose(), |run| Ok(Some(run)));
+        run.map_err(carry_damage)
+    }
+
     /// Fills `into` from the start of `run`, which is at least as long.
     fn fill(&mut self, run: Run, into: &mut [u8]) -> io::Result<()> {
         match run.source {
@@ -74,11 +94,7 @@ impl<F: ReadAt> Read for Reader<'_, F> {
         if into.is_empty() {
             return Ok(0);
         }
-        let run = match self.run.take().map_or_else(|| self.runs.next().transpose(), |run| Ok(Some(run))) {
-            Ok(Some(run)) => run,
-            Ok(None) => return Ok(0),
-            Err(error) => return Err(carry_damage(error)),
-        };
+        let Some(run) = self.next_run()? else { return Ok(0) };
         let len = index(run.len).map_or(into.len(), |len| len.min(into.len()));
         self.fill(run, into.get_mut(..len).unwrap_or_default())?;
         self.run = run.behind(len as u64);

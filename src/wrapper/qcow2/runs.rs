@@ -164,18 +164,42 @@ pub struct Runs<'a, F> {
     mapped: u64,
     /// A run that the next piece may yet be part of.
     pending: Option<Run>,
+    /// Why there is nothing behind that.
+    failure: Option<Error>,
     is_over: bool,
 }
 
 impl<'a, F: ReadAt> Runs<'a, F> {
     pub(super) fn new(state: &'a VmState<F>) -> Self {
-        Self { state, at: 0, table: Vec::new(), table_number: None, mapped: 0, pending: None, is_over: false }
+        Self {
+            state,
+            at: 0,
+            table: Vec::new(),
+            table_number: None,
+            mapped: 0,
+            pending: None,
+            failure: None,
+            is_over: false,
+        }
     }
 
     /// The next run, whole.
     fn run(&mut self) -> Result<Option<Run>> {
+        if let Some(error) = self.failure.take() {
+            return Err(error);
+        }
         while self.at < self.state.len() {
-            let piece = self.piece()?;
+            let piece = match self.piece() {
+                Ok(piece) => piece,
+                // What stands before it is to be had.
+                Err(error) => match self.pending.take() {
+                    Some(pending) => {
+                        self.failure = Some(error);
+                        return Ok(Some(pending));
+                    }
+                    None => return Err(error),
+                },
+            };
             let len = piece.len.min(self.state.len() - self.at);
             self.at += len;
             let piece = Run { len, ..piece };
