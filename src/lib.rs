@@ -71,6 +71,7 @@
 //! # }
 //! ```
 
+mod arch;
 mod block_files;
 mod body;
 mod boundary;
@@ -86,6 +87,7 @@ mod json;
 mod loss;
 mod multifd;
 mod pace;
+pub mod physical;
 mod progress;
 mod ram;
 mod section;
@@ -97,6 +99,7 @@ mod walked;
 mod wire;
 pub mod wrapper;
 
+pub use arch::Architecture;
 pub use block_files::{BlockFiles, create_new};
 pub use body::{
     BLOCK_LEN, BitmapPiece, BlockChunk, BlockDevice, BlockDevices, Content, DirtyBitmap, DirtyBitmaps,
@@ -124,7 +127,7 @@ pub use ram::{
 };
 pub use section::{Command, Handler, Section, SectionType};
 pub use stream::{Device, Stream};
-pub use units::{BlockId, BlockOffset, StreamOffset, TargetPageSize};
+pub use units::{BlockId, BlockOffset, PhysicalAddress, StreamOffset, TargetPageSize};
 pub use vmstate::{DeviceDesc, Field, FieldDesc, FieldType, State, Subsection, TreeKey, Value, VmDesc, Vmsd};
 pub use vmstate::{
     Indicator, ModernQueue, MsixState, PackedQueue, Unknown, Virtio, VirtioElement, VirtioExtra, VirtioQueue,

@@ -3,7 +3,9 @@
 //!
 //! A [`StreamOffset`] says where in the input something is; a [`BlockOffset`]
 //! says where in a RAM block a page belongs. Neither is a guest-physical
-//! address. There is no `+` on them: sums are checked, by name.
+//! address: that is a [`PhysicalAddress`], which only a
+//! [`Layout`](crate::physical::Layout) makes of a place in a block. There is
+//! no `+` on them: sums are checked, by name.
 
 use std::fmt;
 
@@ -14,6 +16,10 @@ pub struct StreamOffset(pub u64);
 /// A place in a RAM block, in bytes from the block's first byte.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct BlockOffset(pub u64);
+
+/// A place in the guest's physical address space.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct PhysicalAddress(pub u64);
 
 /// The position of a RAM block in the stream's block list, from 0.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -30,6 +36,19 @@ impl BlockOffset {
     /// This place moved on by `len` bytes; `None` past 2⁶⁴.
     pub fn checked_add(self, len: u64) -> Option<Self> {
         self.0.checked_add(len).map(Self)
+    }
+}
+
+impl PhysicalAddress {
+    /// This place moved on by `len` bytes; `None` past 2⁶⁴.
+    pub fn checked_add(self, len: u64) -> Option<Self> {
+        self.0.checked_add(len).map(Self)
+    }
+}
+
+impl fmt::Display for PhysicalAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
     }
 }
 
