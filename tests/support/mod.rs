@@ -17,5 +17,6 @@ pub mod channel;
 pub mod cli;
 pub mod fixtures;
 pub mod going_by;
+pub mod hostile;
 pub mod naive;
 pub mod synth;
