@@ -40,6 +40,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The next `N` bytes.
+    #[inline]
     pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
         let Some((head, tail)) = self.rest.split_first_chunk::<N>() else {
             return Err(self.truncated(N as u64));
@@ -50,6 +51,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The next byte.
+    #[inline]
     pub(crate) fn u8(&mut self) -> Result<u8> {
         self.array().map(u8::from_be_bytes)
     }
@@ -65,6 +67,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The next eight bytes, big-endian.
+    #[inline]
     pub(crate) fn be64(&mut self) -> Result<u64> {
         self.array().map(u64::from_be_bytes)
     }

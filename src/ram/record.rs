@@ -180,6 +180,7 @@ impl<'a, 's> PageRecords<'a, 's> {
         }
     }
 
+    #[inline]
     fn parse(&mut self) -> Result<Option<PageRecord>> {
         let (at, word, flags) = self.read_word()?;
         let content = match flags & !ram_flag::CONTINUE {
