@@ -180,7 +180,9 @@ impl<'a, 's> PageRecords<'a, 's> {
         }
     }
 
-    #[inline]
+    // Always: a record returned through memory is read back in other pieces
+    // than it was written in, and waits for them, as long as for all the rest.
+    #[inline(always)]
     fn parse(&mut self) -> Result<Option<PageRecord>> {
         let (at, word, flags) = self.read_word()?;
         let content = match flags & !ram_flag::CONTINUE {
@@ -305,7 +307,7 @@ impl<'a, 's> PageRecords<'a, 's> {
 impl Iterator for PageRecords<'_, '_> {
     type Item = Result<PageRecord>;
 
-    #[inline]
+    #[inline(always)]
     fn next(&mut self) -> Option<Self::Item> {
         if self.done {
             return None;
