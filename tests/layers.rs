@@ -338,9 +338,17 @@ fn a_qcow2_image_needs_a_file() {
         let stderr = ramlift_fed(place.path(), args, &image).expect_code(1).stderr;
         assert!(stderr.contains("qcow2") && stderr.contains("write it to a file first"), "{stderr}");
     }
-    let stderr = place.ramlift(&EXTRACT).expect_code(1).stderr;
+    let stderr = ramlift_fed(place.path(), &["extract", "-"], &zstd(&image)).expect_code(1).stderr;
     assert!(stderr.contains("zstd → qcow2") && stderr.contains("write it to a file first"), "{stderr}");
     assert_eq!(entries_of(place.path()), ["stream"]);
+    // Also one that is compressed.
+    let layers = ["zstd", "qcow2 snapshot \"first\"", "QEVM"];
+    let met = extract(&zstd(&image), &["--snapshot", "first"]);
+    met.check_same(&extract(&small_stream(), &[]), &layers);
+    let met = extract(&gzip(&zstd(&image)), &["--snapshot", "first", "--salvage"]);
+    assert_eq!(met.manifest["source"]["layers"], json!([&["gzip"], &layers[..]].concat()));
+    let stderr = place.ramlift(&EXTRACT).expect_code(1).stderr;
+    assert!(stderr.contains("\"first\" (1), \"second\" (2)"), "{stderr}");
 }
 
 // Compressed as a whole, and several layers

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::Path;
 
 use ramlift::wrapper::libvirt::{Format, SaveImage};
@@ -15,6 +16,7 @@ use ramlift::{Incoming, Input, StreamOffset};
 
 use crate::args::LayerArgs;
 use crate::exit::Failure;
+use crate::spool;
 
 /// Layers that are opened; more are nobody's work.
 const DEPTH: usize = 8;
@@ -60,9 +62,20 @@ type Reader = Box<dyn Read + Send>;
 /// Opens the layers of `file`.
 pub(crate) fn unwrap_file(path: &Path, mut file: File, args: &LayerArgs) -> Result<Unwrapped, Failure> {
     let size = file.seek(SeekFrom::End(0)).map_err(Failure::file(path))?;
-    let mut origin = Origin { size: Some(size), ..Origin::default() };
-    let mut range = args.offset.min(size)..size;
-    for _ in 0..DEPTH {
+    let origin = Origin { size: Some(size), ..Origin::default() };
+    unwrap_range(path, file, args.offset.min(size)..size, args, origin)
+}
+
+/// Opens the layers that begin in a range of `file`, in those of `origin`.
+fn unwrap_range(
+    path: &Path,
+    mut file: File,
+    mut range: Range<u64>,
+    args: &LayerArgs,
+    mut origin: Origin,
+) -> Result<Unwrapped, Failure> {
+    let size = range.end;
+    while origin.layers.0.len() < DEPTH {
         let prefix = read_prefix(&mut file, range.start).map_err(Failure::file(path))?;
         let layer = detect(prefix.get(to_len(&range)).unwrap_or(&prefix));
         match layer {
@@ -73,7 +86,7 @@ pub(crate) fn unwrap_file(path: &Path, mut file: File, args: &LayerArgs) -> Resu
                 origin.add_libvirt(&image);
                 range.start = range.start.saturating_add(at).min(size);
                 if !matches!(image.format, Format::Raw | Format::Sparse) {
-                    return unwrap_reader(path, image.open(rest, StreamOffset(at)), origin);
+                    return unwrap_reader(path, image.open(rest, StreamOffset(at)), args, origin);
                 }
             }
             Layer::Qcow2 { .. } if range.start == 0 => {
@@ -85,14 +98,14 @@ pub(crate) fn unwrap_file(path: &Path, mut file: File, args: &LayerArgs) -> Resu
                         origin.layers.0.push(Layer::Stream);
                         return Ok(Unwrapped { bytes: Bytes::Scattered(state), origin });
                     }
-                    None => return unwrap_reader(path, Box::new(dense(state)), origin),
+                    None => return unwrap_reader(path, Box::new(dense(state)), args, origin),
                 }
             }
             Layer::Compressed(compression) => {
                 let rest = rest_of(path, &file, &range)?;
                 origin.layers.0.push(layer);
                 let decoder = compression::decoder(compression, rest, StreamOffset(0));
-                return unwrap_reader(path, decoder, origin);
+                return unwrap_reader(path, decoder, args, origin);
             }
             layer => {
                 origin.layers.0.push(layer);
@@ -105,9 +118,13 @@ pub(crate) fn unwrap_file(path: &Path, mut file: File, args: &LayerArgs) -> Resu
 }
 
 /// Opens the layers of what comes out of `reader`.
-pub(crate) fn unwrap_reader(path: &Path, reader: Reader, mut origin: Origin) -> Result<Unwrapped, Failure> {
-    let mut reader = reader;
-    for _ in 0..DEPTH {
+pub(crate) fn unwrap_reader(
+    path: &Path,
+    mut reader: Reader,
+    args: &LayerArgs,
+    mut origin: Origin,
+) -> Result<Unwrapped, Failure> {
+    while origin.layers.0.len() < DEPTH {
         let mut prefix = Vec::new();
         let fail = |error| Failure::input(path)(error_of(error, path));
         (&mut reader).take(PREFIX_LEN as u64).read_to_end(&mut prefix).map_err(fail)?;
@@ -122,6 +139,12 @@ pub(crate) fn unwrap_reader(path: &Path, reader: Reader, mut origin: Origin) -> 
             Layer::Compressed(compression) => {
                 origin.layers.0.push(layer);
                 reader = compression::decoder(compression, reader, StreamOffset(0));
+            }
+            // To be read here and there; of a file, what it unpacks to can be.
+            Layer::Qcow2 { .. } if origin.size.is_some() => {
+                let mut file = spool::unpack_file(path, reader)?;
+                let size = file.seek(SeekFrom::End(0)).map_err(Failure::file(path))?;
+                return unwrap_range(path, file, 0..size, args, origin);
             }
             Layer::Qcow2 { .. } => {
                 origin.layers.0.push(layer);
@@ -152,7 +175,7 @@ fn too_deep(path: &Path, origin: &Origin) -> Failure {
     Failure::Other(format!("{}: more than {DEPTH} layers: {}", path.display(), origin.layers))
 }
 
-fn to_len(range: &std::ops::Range<u64>) -> std::ops::RangeTo<usize> {
+fn to_len(range: &Range<u64>) -> std::ops::RangeTo<usize> {
     ..usize::try_from(range.end - range.start).unwrap_or(usize::MAX)
 }
 
@@ -164,7 +187,7 @@ fn read_prefix(file: &mut File, at: u64) -> io::Result<Vec<u8>> {
 }
 
 /// The bytes of a range of a file, from its start on.
-fn rest_of(path: &Path, file: &File, range: &std::ops::Range<u64>) -> Result<io::Take<File>, Failure> {
+fn rest_of(path: &Path, file: &File, range: &Range<u64>) -> Result<io::Take<File>, Failure> {
     let mut file = file.try_clone().map_err(Failure::file(path))?;
     file.seek(SeekFrom::Start(range.start)).map_err(Failure::file(path))?;
     Ok(file.take(range.end - range.start))
@@ -222,7 +245,7 @@ fn choose<'i>(path: &Path, image: &'i Qcow2<ImageFile>, name: Option<&str>) -> R
 }
 
 /// Where in the file a VM state is, if all of it stands there in a row.
-fn in_a_row(path: &Path, state: Scattered) -> Result<Option<std::ops::Range<u64>>, Failure> {
+fn in_a_row(path: &Path, state: Scattered) -> Result<Option<Range<u64>>, Failure> {
     let mut runs = state.runs();
     let first = runs.next().transpose().map_err(Failure::input(path))?;
     Ok(first.and_then(|run| match run.source {

@@ -95,7 +95,7 @@ fn open_layers(path: &Path, args: &LayerArgs) -> Result<Unwrapped, Failure> {
         let path = name(path);
         let mut file = stdin().map_err(Failure::file(path))?;
         skip(&mut file, args.offset).map_err(Failure::file(path))?;
-        return layers::unwrap_reader(path, Box::new(file), Origin::default());
+        return layers::unwrap_reader(path, Box::new(file), args, Origin::default());
     }
     let kind = std::fs::metadata(path).map_err(Failure::file(path))?.file_type();
     if kind.is_file() || kind.is_block_device() {
@@ -105,7 +105,7 @@ fn open_layers(path: &Path, args: &LayerArgs) -> Result<Unwrapped, Failure> {
     if kind.is_fifo() {
         let mut file = File::open(path).map_err(Failure::file(path))?;
         skip(&mut file, args.offset).map_err(Failure::file(path))?;
-        return layers::unwrap_reader(path, Box::new(file), Origin::default());
+        return layers::unwrap_reader(path, Box::new(file), args, Origin::default());
     }
     let what = if kind.is_dir() { "a directory" } else { "no file, block device or pipe" };
     Err(Failure::Other(format!("{}: is {what}", path.display())))

@@ -28,7 +28,14 @@ pub(crate) fn unpack(path: &Path, mut reader: impl Read) -> Result<(Input, Optio
     spool(path, |chunk| (0, read_chunk(&mut reader, chunk)))
 }
 
-/// The same of the VM state of a snapshot, of which zeros are no work.
+/// The same, into a file that is to be read here and there. It has to be
+/// whole.
+pub(crate) fn unpack_file(path: &Path, mut reader: impl Read) -> Result<File, Failure> {
+    let (file, failure) = spool_file(path, |chunk| (0, read_chunk(&mut reader, chunk)))?;
+    failure.map_or(Ok(file), |error| Err(Failure::input(path)(error)))
+}
+
+/// The same as [`unpack`] of the VM state of a snapshot, of which zeros are no work.
 pub(crate) fn gather(path: &Path, state: Scattered) -> Result<(Input, Option<Error>), Failure> {
     let mut reader = state.reader();
     spool(path, |chunk| match reader.skip_zeros() {
@@ -46,12 +53,16 @@ trait Chunks: FnMut(&mut Vec<u8>) -> (u64, io::Result<usize>) {}
 impl<T: FnMut(&mut Vec<u8>) -> (u64, io::Result<usize>)> Chunks for T {}
 
 fn spool(path: &Path, chunks: impl Chunks) -> Result<(Input, Option<Error>), Failure> {
+    let (file, failure) = spool_file(path, chunks)?;
+    Ok((Input::of_file(path, &file).map_err(Failure::input(path))?, failure))
+}
+
+fn spool_file(path: &Path, chunks: impl Chunks) -> Result<(File, Option<Error>), Failure> {
     let dir = std::env::temp_dir();
     let file = tempfile::tempfile_in(&dir).map_err(Failure::file(&dir))?;
     let copy = |progress: &Progress| copy(chunks, &file, progress);
     let failure = progress::pass(progress::is_visible(false), copy).map_err(Failure::file(&dir))?;
-    let input = Input::of_file(path, &file).map_err(Failure::input(path))?;
-    Ok((input, failure.map(|error| error_of(error, path))))
+    Ok((file, failure.map(|error| error_of(error, path))))
 }
 
 /// Copies up to the end or failure of `chunks`. Gives that failure; fails only
