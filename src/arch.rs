@@ -25,6 +25,27 @@ pub enum Architecture {
 }
 
 impl Architecture {
+    /// Its number in an ELF header, `e_machine`.
+    pub fn e_machine(self) -> u16 {
+        match self {
+            Self::I386 => 3,
+            Self::X86_64 => 62,
+            Self::Arm => 40,
+            Self::Aarch64 => 183,
+            Self::Ppc64 => 21,
+            Self::S390x => 22,
+            Self::Riscv64 => 243,
+            Self::Loongarch64 => 258,
+        }
+    }
+
+    /// Whether a core file of it is big-endian. POWER guests can be of either
+    /// order; QEMU's own core files of those that run Linux are little-endian
+    /// if the guest takes interrupts so.
+    pub fn is_big_endian(self) -> bool {
+        matches!(self, Self::S390x)
+    }
+
     /// The architecture of a stream's guest, by its machine type, RAM blocks
     /// and `cpu` sections. `None` if it is none of these.
     pub fn of(stream: &Stream<'_>) -> Option<Self> {

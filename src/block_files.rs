@@ -95,6 +95,21 @@ impl BlockFiles {
         Ok(Self { paths, open: Mutex::default(), pace: Pace::new(), shared: None })
     }
 
+    /// One file of `len` bytes at `path`: that of the block 0, as a place to
+    /// put others in pieces.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub(crate) fn create_one(path: &Path, len: u64) -> Result<Self> {
+        create_new(path).and_then(|file| file.set_len(len)).map_err(|source| Error::io(path, source))?;
+        Ok(Self {
+            paths: vec![Some(path.to_owned())],
+            open: Mutex::default(),
+            pace: Pace::new(),
+            shared: None,
+        })
+    }
+
     /// The same, with the file that the stream is in: its blocks may be shared.
     ///
     /// # Errors

@@ -1,0 +1,210 @@
+//! ELF core files of guest-physical memory, for crash, drgn, gdb,
+//! volatility3 and whoever else opens a `vmcore`.
+//!
+//! ```text
+//! ELF header | program headers | notes | …to 4 KiB | memory | …to 4 KiB | memory
+//!              PT_NOTE first, then one PT_LOAD a range: p_paddr = address,
+//!              p_vaddr = 0, p_filesz = p_memsz, p_offset a multiple of 4 KiB
+//! ```
+//!
+//! Zero pages are holes of the file, not missing from it: readers pass over a
+//! segment that is longer in memory than in the file. Program headers stand
+//! right behind the ELF header, where LeechCore looks for them. Ranges that
+//! follow each other in memory and in the file are one segment.
+//!
+//! Source followed: QEMU `dump/dump.c`, `include/elf.h`.
+
+use std::ops::Range;
+
+use object::Endianness;
+use object::elf;
+use object::write::elf::{FileHeader, ProgramHeader, Writer};
+
+use crate::arch::Architecture;
+use crate::error::{Error, ErrorKind, Result};
+use crate::physical::{Layout, Plan};
+use crate::units::PhysicalAddress;
+
+/// What segments begin at multiples of, in the file.
+const ALIGN: u64 = 4096;
+
+/// The most program headers: from 65535 on their number is elsewhere, where
+/// no reader of cores looks.
+const SEGMENTS: usize = 0xfffe;
+
+/// A note: something about the guest that is not in its memory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Note {
+    /// Whose kind it is: `CORE`, `QEMU`, `VMCOREINFO`.
+    pub name: &'static str,
+    /// Its kind, `n_type`.
+    pub kind: u32,
+    /// What it says.
+    pub desc: Vec<u8>,
+}
+
+/// Virtual addresses at which the guest's kernel has memory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VirtualRange {
+    /// The first virtual address.
+    pub start: u64,
+    /// What is there.
+    pub memory: Range<PhysicalAddress>,
+}
+
+/// What a core file tells beside memory.
+#[derive(Clone, Default, Debug)]
+pub struct Core {
+    /// The guest's architecture; `EM_NONE`, little-endian, if it is unknown.
+    pub architecture: Option<Architecture>,
+    /// In the order that they stand in.
+    pub notes: Vec<Note>,
+    /// Segments more, by virtual address, of memory that has one by physical
+    /// address already: what gdb reads by.
+    pub virtual_ranges: Vec<VirtualRange>,
+}
+
+/// The ELF core file of `layout`.
+///
+/// # Errors
+/// [`ErrorKind::Limit`] if the memory is in more ranges than an ELF file has
+/// segments.
+pub fn plan(layout: &Layout, core: &Core) -> Result<Plan> {
+    let notes = notes(core);
+    let ranges = ranges(layout);
+    let aliases: Vec<VirtualRange> =
+        core.virtual_ranges.iter().flat_map(|alias| alias.in_ram(layout)).collect();
+    let count = 1 + ranges.len() + aliases.len();
+    if count > SEGMENTS {
+        let what = "ranges of guest-physical memory, for the segments of an ELF file";
+        let kind = ErrorKind::Limit { what, met: count as u64, bound: SEGMENTS as u64 };
+        return Err(Error::new(kind));
+    }
+    let notes_at = 64 + 56 * count as u64;
+    let mut plan = Plan::starting_at(notes_at.saturating_add(notes.len() as u64));
+    for region in layout.regions() {
+        plan.push_region(region.bytes(), ALIGN);
+    }
+    let offset_of = |at: PhysicalAddress| {
+        let regions = layout.regions().iter().zip(plan.region_offsets());
+        let within = regions.filter(|(region, _)| region.range.contains(&at));
+        within.map(|(region, offset)| offset + (at.0 - region.range.start.0)).next().unwrap_or(0)
+    };
+    let note =
+        segment(elf::PT_NOTE, notes_at, 0, PhysicalAddress(0)..PhysicalAddress(0), notes.len() as u64, 4);
+    let loads = ranges.iter().map(|range| {
+        segment(elf::PT_LOAD, offset_of(range.start), 0, range.clone(), range.end.0 - range.start.0, ALIGN)
+    });
+    let aliases = aliases.iter().map(|alias| {
+        let memory = &alias.memory;
+        let len = memory.end.0 - memory.start.0;
+        segment(elf::PT_LOAD, offset_of(memory.start), alias.start, memory.clone(), len, ALIGN)
+    });
+    let segments: Vec<ProgramHeader> = std::iter::once(note).chain(loads).chain(aliases).collect();
+    plan.put_head(0, [headers(core.architecture, &segments)?, notes].concat());
+    Ok(plan)
+}
+
+impl VirtualRange {
+    /// The parts of it that are RAM.
+    fn in_ram(&self, layout: &Layout) -> impl Iterator<Item = Self> {
+        ranges(layout).into_iter().filter_map(|range| {
+            let start = range.start.max(self.memory.start);
+            let memory = start..range.end.min(self.memory.end);
+            let skipped = start.0 - self.memory.start.0;
+            let is_there = memory.start < memory.end;
+            is_there.then(|| Self { start: self.start.wrapping_add(skipped), memory })
+        })
+    }
+}
+
+/// The ranges of memory: those of regions that follow each other are one.
+/// A segment's length in the file is that in memory, so all but the last
+/// region of a range has to be a multiple of what regions begin at.
+fn ranges(layout: &Layout) -> Vec<Range<PhysicalAddress>> {
+    let mut ranges: Vec<Range<PhysicalAddress>> = Vec::new();
+    for region in layout.regions() {
+        match ranges.last_mut() {
+            Some(last) if last.end == region.range.start && is_aligned(last) => last.end = region.range.end,
+            _ => ranges.push(region.range.clone()),
+        }
+    }
+    ranges
+}
+
+fn is_aligned(range: &Range<PhysicalAddress>) -> bool {
+    (range.end.0 - range.start.0).is_multiple_of(ALIGN)
+}
+
+fn segment(
+    p_type: elf::ProgramType,
+    p_offset: u64,
+    p_vaddr: u64,
+    memory: Range<PhysicalAddress>,
+    len: u64,
+    p_align: u64,
+) -> ProgramHeader {
+    let p_flags = elf::ProgramFlags(0);
+    ProgramHeader {
+        p_type,
+        p_flags,
+        p_offset,
+        p_vaddr,
+        p_paddr: memory.start.0,
+        p_filesz: len,
+        p_memsz: len,
+        p_align,
+    }
+}
+
+/// The ELF header and the program headers.
+fn headers(architecture: Option<Architecture>, segments: &[ProgramHeader]) -> Result<Vec<u8>> {
+    let endianness = if is_big_endian(architecture) { Endianness::Big } else { Endianness::Little };
+    let mut bytes = Vec::new();
+    let mut writer = Writer::new(endianness, true, &mut bytes);
+    writer.reserve_file_header();
+    writer.reserve_program_headers(u32::try_from(segments.len()).unwrap_or(u32::MAX));
+    let header = FileHeader {
+        e_type: elf::ET_CORE,
+        e_machine: architecture.map_or(elf::EM_NONE, |architecture| elf::Machine(architecture.e_machine())),
+        ..FileHeader::default()
+    };
+    let refused = |error: object::write::Error| {
+        Error::new(ErrorKind::Unsupported { feature: format!("an ELF file of this memory: {error}") })
+    };
+    writer.write_file_header(&header).map_err(refused)?;
+    writer.write_align_program_headers();
+    segments.iter().for_each(|segment| writer.write_program_header(segment));
+    Ok(bytes)
+}
+
+fn is_big_endian(architecture: Option<Architecture>) -> bool {
+    architecture.is_some_and(Architecture::is_big_endian)
+}
+
+/// The notes one behind the other:
+///
+/// ```text
+/// 32 bits: length of the name, with its NUL; length of what it says; kind
+/// name, to a multiple of 4; what it says, to a multiple of 4
+/// ```
+fn notes(core: &Core) -> Vec<u8> {
+    let word =
+        |value: usize| match (u32::try_from(value).unwrap_or(u32::MAX), is_big_endian(core.architecture)) {
+            (value, true) => value.to_be_bytes(),
+            (value, false) => value.to_le_bytes(),
+        };
+    let mut bytes = Vec::new();
+    for note in &core.notes {
+        bytes.extend(word(note.name.len() + 1));
+        bytes.extend(word(note.desc.len()));
+        bytes.extend(word(usize::try_from(note.kind).unwrap_or(0)));
+        for part in [note.name.as_bytes(), &[0]] {
+            bytes.extend_from_slice(part);
+        }
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes.extend_from_slice(&note.desc);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+    }
+    bytes
+}
