@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ramlift::physical::MapHint;
+use ramlift::{BlockOffset, PhysicalAddress};
 
 /// Read QEMU migration streams: guest RAM images and decoded device state.
 ///
@@ -24,6 +26,8 @@ pub(crate) enum Command {
     Extract(ExtractArgs),
     /// Print decoded device state as JSON
     State(StateArgs),
+    /// Say where guest-physical memory is, and how that is known
+    Layout(LayoutCommandArgs),
     /// Print the stream's own description, JSON as QEMU wrote it
     Desc(DescArgs),
     /// Do what QEMU's scripts/analyze-migration.py does: same options, same files, same text
@@ -78,10 +82,16 @@ pub(crate) struct InfoArgs {
 pub(crate) struct ExtractArgs {
     #[command(flatten)]
     pub(crate) source: SourceArgs,
-    /// Directory to write [default: the stream's file name + ".extracted",
-    /// in the current directory]
-    #[arg(short, long, value_name = "DIR")]
+    /// What to write: an image of each RAM block, or guest-physical memory as
+    /// one file
+    #[arg(long, value_enum, default_value_t = Format::Blocks)]
+    pub(crate) format: Format,
+    /// Directory to write, or the file of one format [default: the stream's
+    /// file name + ".extracted", or the format's name, in the current directory]
+    #[arg(short, long, value_name = "PATH")]
     pub(crate) output: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) layout: LayoutArgs,
     /// Write only this RAM block's image; may be given again
     #[arg(long = "block", value_name = "IDSTR")]
     pub(crate) blocks: Vec<String>,
@@ -107,6 +117,72 @@ pub(crate) struct ExtractArgs {
     /// Show neither progress nor what was written; warnings stay
     #[arg(short, long)]
     pub(crate) quiet: bool,
+}
+
+/// What `extract` writes.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// A directory: an image of each RAM block, and device state
+    Blocks,
+    /// An ELF core file of guest-physical memory with the vCPUs' registers: for
+    /// crash, drgn, gdb, volatility3, MemProcFS
+    Elf,
+    /// A LiME image of guest-physical memory
+    Lime,
+    /// Guest-physical memory with nothing around it: offset = address
+    Raw,
+}
+
+// What is known of the guest's memory beside the stream.
+#[derive(Args, Default)]
+pub(crate) struct LayoutArgs {
+    /// How much RAM is below 4 GiB, on a PC whose stream does not tell
+    #[arg(long = "below-4g", value_name = "SIZE", value_parser = size)]
+    pub(crate) below_4g: Option<u64>,
+    /// Where a RAM block is in guest-physical memory, or LENGTH bytes of it
+    /// from OFFSET on; may be given again. Sizes and offsets take K, M, G, T;
+    /// `0x` is hex
+    #[arg(long = "map", value_name = "IDSTR@ADDRESS[+OFFSET:LENGTH]", value_parser = parse_map)]
+    pub(crate) maps: Vec<MapHint>,
+}
+
+#[derive(Args)]
+pub(crate) struct LayoutCommandArgs {
+    #[command(flatten)]
+    pub(crate) source: SourceArgs,
+    #[command(flatten)]
+    pub(crate) layout: LayoutArgs,
+    /// Print JSON, as docs/json.md describes it
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn parse_map(text: &str) -> Result<MapHint, String> {
+    const SHAPE: &str = "expected IDSTR@ADDRESS or IDSTR@ADDRESS+OFFSET:LENGTH";
+    // Names of firmware have an @ of their own.
+    let (idstr, place) = text.rsplit_once('@').ok_or(SHAPE)?;
+    let (address, part) = match place.split_once('+') {
+        Some((address, part)) => (address, Some(part.split_once(':').ok_or(SHAPE)?)),
+        None => (place, None),
+    };
+    let part = part.map(|(from, len)| {
+        let (from, len) = (size(from)?, size(len)?);
+        let end = from.checked_add(len).ok_or("the part's end is beyond 2⁶⁴")?;
+        Ok::<_, String>(BlockOffset(from)..BlockOffset(end))
+    });
+    let address = PhysicalAddress(size(address)?);
+    Ok(MapHint { idstr: idstr.as_bytes().to_vec(), address, part: part.transpose()? })
+}
+
+/// A number of bytes: decimal or `0x` hex, and decimal with K, M, G or T,
+/// powers of 1024.
+fn size(text: &str) -> Result<u64, String> {
+    let units = [('K', 10), ('M', 20), ('G', 30), ('T', 40)];
+    let unit = units.iter().find(|(name, _)| text.to_ascii_uppercase().ends_with(*name));
+    let unit = unit.filter(|_| !text.starts_with("0x"));
+    let (digits, shift) = unit.map_or((text, 0), |(_, shift)| (&text[..text.len() - 1], *shift));
+    let number = offset(digits).map_err(|error| format!("\"{text}\": {error}"))?;
+    number.checked_mul(1 << shift).ok_or_else(|| format!("\"{text}\" is beyond 2⁶⁴"))
 }
 
 /// `IDSTR=PATH`. A block's name has no `=`; if one had, the file's would have

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use ramlift::{BlockId, Incoming, Input, Kept, Ram, Stream};
 use serde::Serialize;
 
-use crate::args::{ExtractArgs, SharedFile};
+use crate::args::{ExtractArgs, Format, SharedFile};
 use crate::block_devices::{self, BlockDeviceEntry};
 use crate::exit::{Exit, Failure};
 use crate::images::{self, Status, Taker, choose_blocks};
@@ -15,7 +15,7 @@ use crate::layers::Origin;
 use crate::output::Staging;
 use crate::source::{self, Opened};
 use crate::state::{Chosen, write_report};
-use crate::{channels, memory, progress, terminal};
+use crate::{channels, memory, physical, progress, terminal};
 
 pub(crate) const STATE: &str = "state.json";
 pub(crate) const DESC: &str = "desc.json";
@@ -54,11 +54,14 @@ pub(crate) fn run(args: &ExtractArgs) -> Result<Exit, Failure> {
         pool = pool.num_threads(threads.into());
     }
     let pool = pool.build().map_err(|error| Failure::Other(format!("threads: {error}")))?;
-    pool.install(|| extract(args))
+    pool.install(|| match args.format {
+        Format::Blocks => extract(args),
+        format => physical::extract(args, format),
+    })
 }
 
 fn extract(args: &ExtractArgs) -> Result<Exit, Failure> {
-    let target = args.output.clone().map_or_else(|| default_target(&args.source.stream), Ok)?;
+    let target = args.output.clone().map_or_else(|| default_target(&args.source.stream, "extracted"), Ok)?;
     match source::open(&args.source)? {
         Opened::Mapped(input, origin) if is_to_be_read_once(args, &input) => {
             match extract_incoming(args, &target, source::read_once(&input)?, &origin) {
@@ -177,29 +180,34 @@ fn finish(
     Ok(Exit::of(is_partial))
 }
 
-/// The directory for a stream, if none is given: in the current directory,
+/// Where a stream goes, if nothing is given: into the current directory,
 /// because evidence is often where nothing can be written.
-fn default_target(path: &Path) -> Result<PathBuf, Failure> {
+pub(crate) fn default_target(path: &Path, extension: &str) -> Result<PathBuf, Failure> {
     if path == source::STDIN {
-        return Ok(PathBuf::from("stdin.extracted"));
+        return Ok(PathBuf::from(format!("stdin.{extension}")));
     }
     let mut name = path
         .file_name()
-        .ok_or_else(|| Failure::Other(format!("{}: has no file name; give -o DIR", path.display())))?
+        .ok_or_else(|| Failure::Other(format!("{}: has no file name; give -o PATH", path.display())))?
         .to_owned();
-    name.push(".extracted");
+    name.push(".");
+    name.push(extension);
     Ok(PathBuf::from(name))
 }
 
 /// A RAM block's name and the file that it was shared through.
 pub(crate) type Shared = (String, Input);
 
-fn open_shared(file: &SharedFile) -> Result<Shared, Failure> {
+pub(crate) fn open_shared(file: &SharedFile) -> Result<Shared, Failure> {
     Ok((file.idstr.clone(), channels::open(&file.path)?))
 }
 
 /// Gives the stream the blocks that it does not have itself.
-fn supply_shared<'a>(path: &Path, stream: &mut Stream<'a>, files: &'a [Shared]) -> Result<(), Failure> {
+pub(crate) fn supply_shared<'a>(
+    path: &Path,
+    stream: &mut Stream<'a>,
+    files: &'a [Shared],
+) -> Result<(), Failure> {
     for (idstr, file) in files {
         let Some(ram) = stream.ram() else {
             images::none(path, std::slice::from_ref(idstr)).map(drop)?;

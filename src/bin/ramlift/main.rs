@@ -11,9 +11,11 @@ mod generate;
 mod images;
 mod info;
 mod layers;
+mod layout;
 mod memory;
 mod output;
 mod paths;
+mod physical;
 mod progress;
 mod raw;
 mod snapshots;
@@ -43,6 +45,7 @@ fn main() -> std::process::ExitCode {
         Command::Info(args) => info::run(args),
         Command::Extract(args) => extract::run(args),
         Command::State(args) => state::run(args),
+        Command::Layout(args) => layout::run(args),
         Command::Desc(args) => desc::run(args),
         Command::AnalyzeMigration(args) => analyze_migration::run(args),
         Command::Generate(args) => generate::run(args),

@@ -82,16 +82,7 @@ impl Staging {
         } else {
             &target
         };
-        // From its first moment on a signal removes it. It is its owner's
-        // alone, as the files are.
-        let mut staged = staged();
-        let temporary = tempfile::Builder::new()
-            .prefix(".ramlift-incomplete-")
-            .permissions(fs::Permissions::from_mode(0o700))
-            .tempdir_in(place)
-            .map_err(Failure::file(place))?;
-        *staged = Some(temporary.path().to_owned());
-        drop(staged);
+        let temporary = stage_in(place)?;
         let (files, stale) = (Vec::new(), Vec::new());
         Ok(Self { target, is_new, may_replace, input: input.to_owned(), temporary, files, stale })
     }
@@ -210,26 +201,108 @@ impl Staging {
 
     /// Whether a file is the input, by whatever name.
     fn is_input(&self, file: &fs::Metadata) -> bool {
-        self.input.metadata().is_ok_and(|input| (input.dev(), input.ino()) == (file.dev(), file.ino()))
+        is_same_file(&self.input, file)
     }
 
     fn commit_directory(self) -> Result<(), Failure> {
-        use rustix::fs::{CWD, RenameFlags, renameat_with};
         let above = parent(&self.target);
         fs::create_dir_all(&above).map_err(Failure::file(&above))?;
         let from = self.temporary.path();
-        // Nobody's directory that appeared meanwhile is replaced. Where the
-        // file system cannot promise that, a rename fails on all but an empty
-        // one.
-        let renamed = match renameat_with(CWD, from, CWD, &self.target, RenameFlags::NOREPLACE) {
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => fs::rename(from, &self.target),
-            other => other.map_err(io::Error::from),
-        };
-        renamed.map_err(Failure::file(&self.target))?;
+        // Where the file system cannot promise that nothing is replaced, a
+        // rename fails on all but an empty directory.
+        move_new(from, &self.target, || fs::rename(from, &self.target))
+            .map_err(Failure::file(&self.target))?;
         // Moved: there is nothing left to remove.
         let _ = self.temporary.keep();
         Ok(())
     }
+}
+
+/// A file being written, alone.
+pub(crate) struct StagedFile {
+    target: PathBuf,
+    may_replace: bool,
+    temporary: TempDir,
+}
+
+impl StagedFile {
+    /// Prepares to write what comes out of `input` into the file `target`,
+    /// which appears whole at the end. One that exists is replaced only with
+    /// `may_replace`, and never if it is `input`.
+    pub(crate) fn new(target: &Path, may_replace: bool, input: &Path) -> Result<Self, Failure> {
+        let refuse = |why: &str| Err(Failure::Other(format!("{}: {why}", target.display())));
+        match target.symlink_metadata() {
+            Ok(metadata) if metadata.is_dir() => {
+                return refuse("is a directory; this format is one file: give its name by -o FILE");
+            }
+            Ok(_) if !may_replace => {
+                return refuse("exists already; --force replaces it, -o FILE gives another");
+            }
+            Ok(metadata) if is_same_file(input, &metadata) => {
+                return refuse("is the stream that is being read");
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Failure::file(target)(error)),
+        }
+        if target.file_name().is_none() {
+            return refuse("has no file name");
+        }
+        Ok(Self { target: target.to_owned(), may_replace, temporary: stage_in(&parent(target))? })
+    }
+
+    /// Where to write it.
+    pub(crate) fn path(&self) -> PathBuf {
+        self.temporary.path().join(self.target.file_name().unwrap_or_default())
+    }
+
+    /// As [`Staging::shown`].
+    pub(crate) fn shown(&self, text: &str) -> String {
+        text.replace(&*self.temporary.path().to_string_lossy(), &parent(&self.target).to_string_lossy())
+    }
+
+    /// Moves it to its place.
+    pub(crate) fn commit(self) -> Result<(), Failure> {
+        let mut staged = staged();
+        let path = self.path();
+        let moved = match self.may_replace {
+            true => fs::rename(&path, &self.target),
+            // A link fails where something is, too.
+            false => move_new(&path, &self.target, || fs::hard_link(&path, &self.target)),
+        };
+        // What is left is removed here, whatever came of it.
+        *staged = None;
+        drop(staged);
+        moved.map_err(Failure::file(&self.target))
+    }
+}
+
+/// A directory in `place` to write into. From its first moment on a signal
+/// removes it. It is its owner's alone, as the files are.
+fn stage_in(place: &Path) -> Result<TempDir, Failure> {
+    let mut staged = staged();
+    let temporary = tempfile::Builder::new()
+        .prefix(".ramlift-incomplete-")
+        .permissions(fs::Permissions::from_mode(0o700))
+        .tempdir_in(place)
+        .map_err(Failure::file(place))?;
+    *staged = Some(temporary.path().to_owned());
+    Ok(temporary)
+}
+
+/// Moves a file or directory to where nothing is: what appeared there meanwhile
+/// is not replaced. `other` does it where the file system cannot promise that.
+fn move_new(from: &Path, to: &Path, other: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => other(),
+        moved => moved.map_err(io::Error::from),
+    }
+}
+
+/// Whether a file is `input`, by whatever name.
+fn is_same_file(input: &Path, file: &fs::Metadata) -> bool {
+    input.metadata().is_ok_and(|input| (input.dev(), input.ino()) == (file.dev(), file.ino()))
 }
 
 /// Makes the directories of `relative` in `root`, through no symlink.

@@ -50,11 +50,27 @@ pub(crate) fn open_mapped(
     what: &str,
     is_salvage: bool,
 ) -> Result<(Input, Origin), Failure> {
-    let Unwrapped { bytes, mut origin } = open_layers(path, args)?;
+    let unwrapped = open_layers(path, args)?;
+    if matches!(unwrapped.bytes, Bytes::Incoming(_)) && unwrapped.origin.size.is_none() {
+        return Err(needs_a_file(path, what, &unwrapped.origin));
+    }
+    map(path, unwrapped, is_salvage)
+}
+
+/// The same, of a pipe too: all that comes out of it goes into a file first.
+pub(crate) fn open_unpacked(
+    path: &Path,
+    args: &LayerArgs,
+    is_salvage: bool,
+) -> Result<(Input, Origin), Failure> {
+    map(path, open_layers(path, args)?, is_salvage)
+}
+
+fn map(path: &Path, unwrapped: Unwrapped, is_salvage: bool) -> Result<(Input, Origin), Failure> {
+    let Unwrapped { bytes, mut origin } = unwrapped;
     let (input, failure) = match bytes {
         Bytes::Mapped(input) => (input, None),
         Bytes::Scattered(state) => spool::gather(path, state)?,
-        Bytes::Incoming(_) if origin.size.is_none() => return Err(needs_a_file(path, what, &origin)),
         Bytes::Incoming(incoming) => spool::unpack(path, incoming)?,
     };
     let is_behind_data = |error: &Error| matches!(error.kind(), ErrorKind::Wrapper { what: BEHIND_DATA, .. });

@@ -1,0 +1,104 @@
+//! `ramlift extract --format`: guest-physical memory as one file.
+
+use std::io::Write;
+
+use ramlift::physical::{self, Core, Layout, Plan, elf, lime, raw};
+use ramlift::{Architecture, Input, Progress, Ram, Stream};
+
+use crate::args::{ExtractArgs, Format};
+use crate::exit::{Exit, Failure};
+use crate::extract::{default_target, open_shared, supply_shared};
+use crate::images::Status;
+use crate::layers::Origin;
+use crate::output::StagedFile;
+use crate::{channels, info, layout, progress, source, terminal};
+
+/// Writes guest-physical memory as one file.
+pub(crate) fn extract(args: &ExtractArgs, format: Format) -> Result<Exit, Failure> {
+    if !args.blocks.is_empty() || args.block_devices || args.read_once {
+        let text = "--block, --block-devices and --read-once are for --format blocks";
+        return Err(Failure::Other(text.to_owned()));
+    }
+    let path = &args.source.stream;
+    let target = args.output.clone().map_or_else(|| default_target(path, extension(format)), Ok)?;
+    let staged = StagedFile::new(&target, args.force, path)?;
+    let (input, origin) = source::open_unpacked(path, &args.source.layers, args.source.salvage)?;
+    let bar = progress::is_visible(args.quiet);
+    let shared = args.shared_files.iter().map(open_shared).collect::<Result<Vec<_>, _>>()?;
+    let (warnings, is_partial) = channels::with_channels(&args.source, &input, bar, |stream| {
+        let mut stream = stream;
+        stream.check_whole().map_err(Failure::input(path))?;
+        supply_shared(path, &mut stream, &shared)?;
+        write(args, format, &staged, &stream, &input, &origin)
+    })?;
+    staged.commit()?;
+    for warning in &warnings {
+        terminal::say(format_args!("warning: {warning}"));
+    }
+    if !args.quiet {
+        let mut out = terminal::stdout();
+        writeln!(out, "{}", target.display()).map_err(Failure::stdout)?;
+        terminal::finish(out)?;
+    }
+    Ok(Exit::of(is_partial || origin.is_damaged))
+}
+
+fn extension(format: Format) -> &'static str {
+    match format {
+        Format::Blocks => "extracted",
+        Format::Elf => "elf",
+        Format::Lime => "lime",
+        Format::Raw => "raw",
+    }
+}
+
+/// Writes the file. Gives what there is to warn of, and whether RAM is missing.
+fn write(
+    args: &ExtractArgs,
+    format: Format,
+    staged: &StagedFile,
+    stream: &Stream<'_>,
+    input: &Input,
+    origin: &Origin,
+) -> Result<(Vec<String>, bool), Failure> {
+    let path = &args.source.stream;
+    let fail = Failure::input(path);
+    let Some(ram) = stream.ram() else {
+        return Err(Failure::Other(format!("{}: the stream has no RAM", path.display())));
+    };
+    let layout = Layout::derive(stream, &layout::hints(&args.layout, origin)).map_err(&fail)?;
+    if layout.regions().is_empty() {
+        let why = layout::warnings(stream, &layout).join("; ");
+        return Err(Failure::Other(format!("{}: no RAM has a place: {why}", path.display())));
+    }
+    let plan = plan(format, stream, &layout).map_err(&fail)?;
+    let write =
+        |progress: &Progress| physical::write(ram, &layout, &plan, &staged.path(), Some(input), progress);
+    let bar = progress::is_visible(args.quiet);
+    progress::watch(bar, "writing", physical::progress_len(ram, &layout), write)
+        .map_err(|error| Failure::Other(staged.shown(&Failure::from(error).to_string())))?;
+    let mut warnings = origin.warnings.clone();
+    warnings.extend(info::warnings(stream));
+    warnings.extend(layout::warnings(stream, &layout));
+    let is_partial = layout::is_partial(&layout)
+        || is_absent(ram, &layout)
+        || stream.warnings().iter().any(|warning| warning.is_loss);
+    Ok((warnings, is_partial))
+}
+
+fn plan(format: Format, stream: &Stream<'_>, layout: &Layout) -> ramlift::Result<Plan> {
+    Ok(match format {
+        Format::Lime => lime::plan(layout),
+        Format::Raw => raw::plan(layout),
+        Format::Elf | Format::Blocks => elf::plan(layout, &core(stream))?,
+    })
+}
+
+fn core(stream: &Stream<'_>) -> Core {
+    Core { architecture: Architecture::of(stream), ..Core::default() }
+}
+
+/// Whether the stream has no page of a block that is in the layout.
+fn is_absent(ram: &Ram<'_>, layout: &Layout) -> bool {
+    layout.regions().iter().any(|region| Status::of(ram, region.block) == Status::Absent)
+}
