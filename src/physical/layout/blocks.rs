@@ -6,6 +6,7 @@ use crate::idstr::Idstr;
 use crate::ram::Ram;
 use crate::stream::Stream;
 use crate::units::{BlockId, PhysicalAddress};
+use crate::vmstate::{State, Virtio};
 
 /// The blocks that are the board's RAM, in the order in which it is a row.
 ///
@@ -62,13 +63,16 @@ fn natural(idstr: &Idstr) -> Vec<(Vec<u8>, u64)> {
 pub(super) fn reason(idstr: &Idstr) -> Option<&'static str> {
     let name = idstr.as_bytes();
     let has = |part: &[u8]| memchr::memmem::find(name, part).is_some();
-    if has(b"rom@") || name.ends_with(b".rom") || name.ends_with(b".bios") {
+    if has(b"rom@")
+        || name == b"firmware"
+        || [&b".rom"[..], b".mrom", b".bios"].iter().any(|end| name.ends_with(end))
+    {
         Some("firmware")
     } else if has(b"flash") {
         Some("flash memory")
     } else if has(b"vram") || has(b"vga.") || has(b"ramfb") {
         Some("video memory")
-    } else if name.contains(&b'/') && !name.starts_with(b"/objects/") {
+    } else if name.ends_with(b".l2lim") || name.contains(&b'/') && !name.starts_with(b"/objects/") {
         Some("memory of a device")
     } else {
         None
@@ -77,38 +81,88 @@ pub(super) fn reason(idstr: &Idstr) -> Option<&'static str> {
 
 /// Places memory that was plugged in, as far as something tells where.
 pub(super) fn place_plugged(stream: &Stream<'_>, ram: &Ram<'_>, draft: &mut Draft<'_>) {
+    for (path, address, len) in virtio_mem(stream) {
+        // Its block is called by the path of the device and a backend's name.
+        let is_its = |idstr: &Idstr| {
+            idstr.as_bytes().strip_prefix(&path[..]).is_some_and(|rest| rest.starts_with(b"/"))
+        };
+        let block = ram.blocks().find(|(_, block, _)| is_its(&block.idstr) && block.used_length == len);
+        if let Some((block, ..)) = block {
+            draft.place(block, 0..len, address, "virtio-mem: its own state says where".into());
+        }
+    }
     let mut left: Vec<(BlockId, u64)> =
         backends(ram).into_iter().filter(|(id, _)| !draft.is_main(*id)).collect();
-    for (address, len) in virtio_mem(stream) {
-        let same_len: Vec<usize> =
-            left.iter().enumerate().filter(|(_, (_, known))| *known == len).map(|(nth, _)| nth).collect();
-        let Some(first) = same_len.first() else { continue };
-        if same_len.len() > 1 {
-            let text = format!(
-                "of {} RAM blocks of {len:#x} bytes, the first by name is virtio-mem's at {address}",
-                same_len.len()
-            );
-            draft.assume(Assumption { text: text.into(), option: Some("--map") });
-        }
-        let (block, len) = left.remove(*first);
-        draft.place(block, 0..len, address, "virtio-mem: its section before RAM says where".into());
-    }
     for (name, address) in super::domain::dimms(draft.hints().domain_xml.as_deref()) {
         if let Some(at) = left.iter().position(|(id, _)| ram.find(name.as_bytes()) == Some(*id)) {
             let (block, len) = left.remove(at);
             draft.place(block, 0..len, address, "DIMM: the domain XML says where".into());
         }
     }
+    place_dimms(ram, draft, &left);
 }
 
-/// Address and length of the memory of each virtio-mem device.
-fn virtio_mem(stream: &Stream<'_>) -> Vec<(PhysicalAddress, u64)> {
-    let is_early = |name: &Idstr| name.as_bytes().ends_with(b"virtio-mem-device-early");
-    let devices = stream.devices().filter(|device| is_early(&device.section.handler.idstr));
+/// Places what must be DIMMs: by their own offsets in the board's window for
+/// them, or one behind the other as QEMU does that is not told where.
+fn place_dimms(ram: &Ram<'_>, draft: &mut Draft<'_>, dimms: &[(BlockId, u64)]) {
+    let Some(window) = draft.device_memory() else { return };
+    let mut next = window;
+    let dimms: Vec<_> = dimms.iter().filter(|(block, _)| !draft.is_by_hand(*block)).collect();
+    for (block, len) in dimms {
+        let told = ram.block(*block).and_then(|block| block.mr_addr);
+        let Some(address) = told.map_or(Some(next), |offset| window.checked_add(offset)) else { continue };
+        let derived = match told {
+            Some(_) => "DIMM: the stream says where, from the end of RAM on",
+            None => "DIMM: assumed to be plugged in by the order of names, from the end of RAM on",
+        };
+        if told.is_none() {
+            let idstr = ram.block(*block).map(|block| block.idstr.to_string()).unwrap_or_default();
+            let text = format!(
+                "RAM block \"{idstr}\" is a DIMM at {address:#x}: the stream does not say where DIMMs are"
+            );
+            draft.assume(Assumption { text: text.into(), option: Some("--map") });
+        }
+        draft.place(*block, 0..*len, PhysicalAddress(address), derived.into());
+        next = address.saturating_add(*len);
+    }
+}
+
+/// Path of each virtio-mem device, address and length of its memory: in a
+/// section before RAM since QEMU 8.0, before that in the device's own.
+fn virtio_mem(stream: &Stream<'_>) -> Vec<(Vec<u8>, PhysicalAddress, u64)> {
     let place = |device: crate::stream::Device<'_>| {
-        let state = device.decode().ok()?;
-        let number = |name: &str| state.field(name)?.value.as_u64();
-        Some((PhysicalAddress(number("addr")?), number("region_size")?))
+        let name = device.section.handler.idstr.as_bytes();
+        let end = memchr::memmem::rfind(name, b"/virtio-mem")?;
+        let (address, len) = place_of(&device.decode().ok()?, 0)?;
+        Some((name.get(..end)?.to_vec(), address, len))
     };
-    devices.filter_map(place).collect()
+    stream.devices().filter_map(place).collect()
+}
+
+/// The checks that virtio-mem makes when it is loaded name its place.
+fn place_of(state: &State<'_, '_>, depth: usize) -> Option<(PhysicalAddress, u64)> {
+    const DEPTH: usize = 4;
+    let number = |name: &str| state.field(name)?.value.as_u64();
+    if let (Some(address), Some(len)) = (number("addr"), number("region_size")) {
+        return Some((PhysicalAddress(address), len));
+    }
+    let inner = state.fields.iter().filter_map(|field| field.value.as_struct());
+    let inner = inner.chain(state.subsections.iter().map(|subsection| &subsection.state));
+    let inner = inner.filter(|_| depth < DEPTH).find_map(|inner| place_of(inner, depth + 1));
+    inner.or_else(|| place_in_blob(state))
+}
+
+/// The same checks as they stand in the opaque state of a virtio device:
+///
+/// ```text
+/// be64 addr  be64 region_size  be64 block_size  …
+/// ```
+fn place_in_blob(state: &State<'_, '_>) -> Option<(PhysicalAddress, u64)> {
+    let virtio = state.fields.iter().find_map(|field| Virtio::of(field)?.ok())?;
+    let (address, rest) = virtio.device.split_first_chunk()?;
+    let (len, rest) = rest.split_first_chunk()?;
+    let block_len = u64::from_be_bytes(*rest.first_chunk()?);
+    let (address, len) = (u64::from_be_bytes(*address), u64::from_be_bytes(*len));
+    let is_sane = block_len.is_power_of_two() && (address | len).is_multiple_of(block_len) && len > 0;
+    is_sane.then_some((PhysicalAddress(address), len))
 }

@@ -9,8 +9,8 @@ pub(super) struct Board {
     machine: &'static str,
     /// The name of the RAM block, if it was not given another.
     pub(super) ram_id: &'static str,
-    /// The parts of RAM: how many bytes of it, and where. The last part is all
-    /// that is left.
+    /// The parts of RAM: how many bytes of it, and where. What is left then is
+    /// under peripherals.
     parts: &'static [(u64, u64)],
     /// Where QEMU says it.
     source: &'static str,
@@ -24,7 +24,7 @@ const MIB: u64 = 1 << 20;
 const BOARDS: &[Board] = &[
     board("", "mach-virt.ram", &[(REST, 0x4000_0000)], "RAM of virt: hw/arm/virt.c"),
     board("sbsa-ref", "sbsa-ref.ram", &[(REST, 0x100_0000_0000)], "RAM of sbsa-ref: hw/arm/sbsa-ref.c"),
-    board("raspi", "ram", &[(REST, 0)], "RAM of raspi: hw/arm/raspi.c"),
+    board("raspi", "ram", &[(0x3f00_0000, 0)], "RAM of raspi: hw/arm/raspi.c"),
     board("", "ppc_spapr.ram", &[(REST, 0)], "RAM of pseries: hw/ppc/spapr.c"),
     board("", "pnv.ram", &[(REST, 0)], "RAM of powernv: hw/ppc/pnv.c"),
     board("", "s390.ram", &[(REST, 0)], "RAM of s390-ccw-virtio: hw/s390x/s390-virtio-ccw.c"),
@@ -77,5 +77,6 @@ impl Board {
             draft.place_main(from..end, *address, self.source);
             from = end;
         }
+        draft.leave_main(from..draft.main_len(), "under peripherals");
     }
 }

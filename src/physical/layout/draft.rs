@@ -18,6 +18,7 @@ pub(super) struct Draft<'r> {
     /// Bytes of blocks that have a reason for having no place.
     left: Vec<(BlockId, Range<u64>, &'static str)>,
     assumptions: Vec<Assumption>,
+    device_memory: Option<u64>,
 }
 
 impl<'r> Draft<'r> {
@@ -30,6 +31,7 @@ impl<'r> Draft<'r> {
             regions: Vec::new(),
             left: Vec::new(),
             assumptions: Vec::new(),
+            device_memory: None,
         };
         hints.maps.iter().try_for_each(|map| draft.place_by_hand(map))?;
         Ok(draft)
@@ -48,9 +50,30 @@ impl<'r> Draft<'r> {
         self.main = main;
     }
 
+    /// Says where memory begins that is plugged in, if the board has a place
+    /// for it.
+    pub(super) fn set_device_memory(&mut self, at: Option<u64>) {
+        self.device_memory = at;
+    }
+
+    /// Where memory begins that is plugged in.
+    pub(super) fn device_memory(&self) -> Option<u64> {
+        self.device_memory
+    }
+
+    /// The length of the block of that name; 0 if there is none.
+    pub(super) fn block_len_of(&self, idstr: &[u8]) -> u64 {
+        self.ram.find(idstr).map_or(0, |block| self.block_len(block))
+    }
+
     /// Whether a block is the board's RAM.
     pub(super) fn is_main(&self, block: BlockId) -> bool {
         self.main.contains(&block)
+    }
+
+    /// Whether a block has a place that was given by hand.
+    pub(super) fn is_by_hand(&self, block: BlockId) -> bool {
+        self.hints.maps.iter().any(|map| self.ram.find(&map.idstr) == Some(block))
     }
 
     fn block_len(&self, block: BlockId) -> u64 {

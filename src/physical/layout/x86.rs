@@ -32,6 +32,8 @@ const HYPERTRANSPORT: u64 = 1012 * GIB;
 
 const VGA: Range<u64> = 0xa_0000..0xc_0000;
 const SHADOW: Range<u64> = 0xc_0000..0x10_0000;
+/// Where the end of the firmware is shown, as much of it as there is room.
+const LEGACY_BIOS: u64 = 0xe_0000;
 
 /// A kind of PC.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -104,10 +106,13 @@ pub(super) fn place(pc: Pc, machine: Option<&str>, stream: &Stream<'_>, draft: &
     let (low, how) = low_part(pc, machine, stream, draft, ram);
     place_first_mib(pc, stream, draft, low.min(MIB));
     draft.place_main(MIB.min(low)..low, MIB.min(low), how);
+    let mut end = ABOVE_4G;
     if ram > low {
         let high = above(pc, machine, draft, ram - low);
         draft.place_main(low..ram, high, "RAM above 4 GiB: what is not below the PCI hole");
+        end = high.saturating_add(ram - low);
     }
+    draft.set_device_memory(end.checked_next_multiple_of(GIB));
 }
 
 /// How long the part below 4 GiB is, and how that is known.
@@ -183,16 +188,19 @@ fn above(pc: Pc, machine: Option<&str>, draft: &mut Draft<'_>, len: u64) -> u64 
 
 /// The first MiB: RAM, but for the windows of VGA and of ROMs.
 fn place_first_mib(pc: Pc, stream: &Stream<'_>, draft: &mut Draft<'_>, end: u64) {
-    let low = VGA.start.min(end);
-    draft.place_main(0..low, 0, "RAM below 640 KiB");
-    draft.leave_main(
-        VGA.start.min(end)..VGA.end.min(end),
-        "under the VGA window: seen in SMM alone, if at all",
-    );
+    draft.place_main(0..VGA.start.min(end), 0, "RAM below 640 KiB");
+    let vga = VGA.start.min(end)..VGA.end.min(end);
+    match has_vga(stream) {
+        true => draft.leave_main(vga, "under the window of VGA: seen in SMM alone, if at all"),
+        false => draft.place_main(vga.clone(), vga.start, "RAM where VGA would be, of which there is none"),
+    }
+    let bios = draft.block_len_of(b"pc.bios").min(SHADOW.end - LEGACY_BIOS);
     let shadow = match pc {
         Pc::I440fx => pam(stream, b"/I440FX", 0x59),
         Pc::Q35 => pam(stream, b"/mch", 0x90),
-        Pc::Microvm => Some(vec![(SHADOW.start..0xe_0000, true), (0xe_0000..SHADOW.end, false)]),
+        Pc::Microvm => {
+            Some(vec![(SHADOW.start..SHADOW.end - bios, true), (SHADOW.end - bios..SHADOW.end, false)])
+        }
         Pc::Isapc => Some(vec![(SHADOW, false)]),
     };
     let Some(shadow) = shadow else {
@@ -205,14 +213,19 @@ fn place_first_mib(pc: Pc, stream: &Stream<'_>, draft: &mut Draft<'_>, end: u64)
     for (range, is_ram) in shadow {
         let range = range.start.min(end)..range.end.min(end);
         match is_ram {
-            true => draft.place_main(
-                range.clone(),
-                range.start,
-                "shadow RAM: the chipset shows it for reads (PAM)",
-            ),
-            false => draft.leave_main(range, "under ROMs, which the chipset shows for reads (PAM)"),
+            true => {
+                draft.place_main(range.clone(), range.start, "RAM in the place of ROMs, for reads at least")
+            }
+            false => draft.leave_main(range, "under ROMs, which are shown for reads"),
         }
     }
+}
+
+/// Whether any device answers where VGA's memory is.
+fn has_vga(stream: &Stream<'_>) -> bool {
+    let is_vga =
+        |name: &[u8]| ["vga", "qxl"].iter().any(|part| memchr::memmem::find(name, part.as_bytes()).is_some());
+    stream.sections().iter().any(|section| is_vga(section.handler.idstr.as_bytes()))
 }
 
 /// Which parts of the shadowed range read as RAM, by the chipset's PAM
