@@ -78,7 +78,7 @@ impl Plan {
     }
 }
 
-/// The bytes that [`write`] counts for `layout`.
+/// The bytes that [`write()`] counts for `layout`.
 pub fn progress_len(ram: &Ram<'_>, layout: &Layout) -> u64 {
     image_len(ram, &blocks(layout))
 }

@@ -116,7 +116,7 @@ impl Layout {
     /// it has what is given by hand.
     ///
     /// # Errors
-    /// [`ErrorKind::Malformed`](crate::ErrorKind::Malformed) if a place given
+    /// [`ErrorKind::Malformed`] if a place given
     /// by hand cannot be.
     pub fn derive(stream: &Stream<'_>, hints: &LayoutHints) -> Result<Self> {
         let Some(ram) = stream.ram() else { return Ok(Self::default()) };
@@ -147,7 +147,7 @@ impl Layout {
     /// A layout of these regions.
     ///
     /// # Errors
-    /// [`ErrorKind::Malformed`](crate::ErrorKind::Malformed) if one is empty,
+    /// [`ErrorKind::Malformed`] if one is empty,
     /// or not behind the one before.
     pub fn from_regions(regions: Vec<Region>) -> Result<Self> {
         let mut end = PhysicalAddress(0);
