@@ -1,16 +1,9 @@
 //! The page index: for each page of a block, which record holds it.
 //!
 //! Records that follow each other in block and stream are one [`Extent`], so
-//! an ascending pass of any length costs a few of them, and the worst order
-//! one of 24 bytes a record. Nothing is sized by what the stream claims: an
-//! index grows with the records met.
-//!
-//! A pass over a block ascends, the next pass starts over. So extents are
-//! kept in *runs*, each sorted and without overlaps, newest last. A record
-//! that does not ascend starts a run. A run is laid over the one before it as
-//! soon as it has reached half its length, so every order of records costs
-//! n log n in all, as a merge sort does, and a page is found in the one run
-//! that is left at the end.
+//! an ascending pass of any length costs a few of them. [`Layers`] has them as
+//! they come, and the worst order costs 10 bytes a page. Nothing is sized by
+//! what the stream claims: an index grows with the records met.
 //!
 //! XBZRLE records say what changed since the page's record before. They are
 //! kept beside the extents, 16 bytes each; those behind a page's extent make
@@ -24,131 +17,17 @@
 
 use std::ops::Range;
 
-use crate::ram::mapped::MappedPages;
-use crate::ram::record::RecordContent;
-use crate::ram::sources::is_in_stream;
+use super::extent::{Content, Extent};
+use super::layers::{Extents, ExtentsIn, Layers};
+use super::mapped::MappedPages;
+use super::record::RecordContent;
+use super::sources::is_in_stream;
 use crate::units::{BlockOffset, StreamOffset, TargetPageSize};
-
-/// Bytes from one fill record's byte to the next's, if they are neighbours.
-const FILL_STRIDE: u64 = 9;
-/// Bytes between two neighbouring pages of data: the second one's word.
-const WORD_LEN: u64 = 8;
-
-/// Pages in a row whose records are in a row too.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Extent {
-    /// Number of the first page in the block.
-    page: u64,
-    /// Where the first page's payload is.
-    payload: u64,
-    /// How many pages; at least 1.
-    count: u32,
-    content: Content,
-}
-
-/// How the pages of an extent are in the stream.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Content {
-    /// Fill records of one byte.
-    Fill(u8),
-    /// Records of data.
-    Data,
-    /// Pages with nothing between them.
-    Packed,
-    /// One compressed page.
-    Compressed,
-    /// Pages that are no longer in the stream, but in their image.
-    Image,
-}
-
-impl Extent {
-    /// Number of the page behind the last. Cannot overflow: pages number at
-    /// most 2⁵⁶, as page sizes are 256 and up.
-    fn end(&self) -> u64 {
-        self.page + u64::from(self.count)
-    }
-
-    fn stride(&self, page_size: TargetPageSize) -> u64 {
-        match self.content {
-            Content::Fill(_) => FILL_STRIDE,
-            Content::Data => page_size.bytes() + WORD_LEN,
-            Content::Packed => page_size.bytes(),
-            // Of no two pages is one extent made.
-            Content::Compressed | Content::Image => 0,
-        }
-    }
-
-    fn payload_of(&self, page: u64, page_size: TargetPageSize) -> u64 {
-        self.payload + (page - self.page) * self.stride(page_size)
-    }
-
-    /// The part of it from page `from` to before page `to`, both inside.
-    fn slice(&self, from: u64, to: u64, page_size: TargetPageSize) -> Self {
-        let count = u32::try_from(to - from).unwrap_or(u32::MAX);
-        Self { page: from, payload: self.payload_of(from, page_size), count, ..*self }
-    }
-
-    /// Takes in `next` if it goes on where this ends, in block and stream.
-    fn absorb(&mut self, next: &Self, page_size: TargetPageSize) -> bool {
-        let goes_on = next.page == self.end()
-            && next.content == self.content
-            && !matches!(self.content, Content::Compressed | Content::Image)
-            && next.payload == self.payload_of(next.page, page_size);
-        let Some(count) = self.count.checked_add(next.count).filter(|_| goes_on) else {
-            return false;
-        };
-        self.count = count;
-        true
-    }
-}
-
-/// Extents in ascending order, without overlaps.
-type Run = Vec<Extent>;
-
-fn append(run: &mut Run, extent: Extent, page_size: TargetPageSize) {
-    if !run.last_mut().is_some_and(|last| last.absorb(&extent, page_size)) {
-        run.push(extent);
-    }
-}
-
-/// Lays `newer` over `older`: where both have a page, the newer one stays.
-fn overlay(older: Run, newer: Run, page_size: TargetPageSize) -> Run {
-    let mut merged = Run::with_capacity(older.len() + newer.len());
-    let mut older = older.into_iter();
-    let mut old = older.next();
-    for new in newer {
-        // What lies before the newer extent stays, the head of one that
-        // reaches into it too.
-        while let Some(extent) = old.filter(|extent| extent.page < new.page) {
-            if extent.end() <= new.page {
-                append(&mut merged, extent, page_size);
-                old = older.next();
-            } else {
-                append(&mut merged, extent.slice(extent.page, new.page, page_size), page_size);
-                old = Some(extent.slice(new.page, extent.end(), page_size));
-            }
-        }
-        // What the newer extent covers goes, the tail that looks out stays.
-        while let Some(extent) = old.filter(|extent| extent.page < new.end()) {
-            old = if extent.end() <= new.end() {
-                older.next()
-            } else {
-                Some(extent.slice(new.end(), extent.end(), page_size))
-            };
-        }
-        append(&mut merged, new, page_size);
-    }
-    for extent in old.into_iter().chain(older) {
-        append(&mut merged, extent, page_size);
-    }
-    merged
-}
 
 /// Collects the records of one block, in the order of the stream.
 #[derive(Debug, Default)]
 pub(crate) struct IndexBuilder {
-    /// Each at least twice as long as the next, but for the last two.
-    runs: Vec<Run>,
+    layers: Layers,
     /// In the order of the stream.
     deltas: Vec<Delta>,
     records: u64,
@@ -183,90 +62,50 @@ impl IndexBuilder {
             RecordContent::Compressed => Content::Compressed,
             RecordContent::Xbzrle => return self.deltas.push(Delta { page, payload }),
         };
-        self.push_extent(Extent { page, payload: payload.0, count: 1, content }, page_size);
+        self.layers.push(Extent::page(page, payload.0, content), page_size);
     }
 
     /// Notes a page that stands at `place`, its neighbours right beside it.
     pub(crate) fn push_packed(&mut self, page: u64, place: StreamOffset, page_size: TargetPageSize) {
         self.records += 1;
-        self.push_extent(Extent { page, payload: place.0, count: 1, content: Content::Packed }, page_size);
+        self.layers.push(Extent::page(page, place.0, Content::Packed), page_size);
     }
 
-    #[inline]
-    fn push_extent(&mut self, extent: Extent, page_size: TargetPageSize) {
-        match self.runs.last_mut() {
-            Some(run) if run.last().is_none_or(|last| last.end() <= extent.page) => {
-                append(run, extent, page_size);
-            }
-            _ => self.start_run(extent, page_size),
-        }
+    pub(crate) fn finish<'a>(self, page_size: TargetPageSize) -> BlockPages<'a> {
+        finished(self.layers.finish(page_size), self.deltas, self.records, page_size)
     }
+}
 
-    #[cold]
-    fn start_run(&mut self, first: Extent, page_size: TargetPageSize) {
-        self.settle_runs(page_size);
-        self.runs.push(vec![first]);
+/// The pages of these extents and deltas, which may be in any order.
+fn finished<'a>(
+    extents: Extents,
+    deltas: Vec<Delta>,
+    records: u64,
+    page_size: TargetPageSize,
+) -> BlockPages<'a> {
+    let (deltas, orphans) = sort_deltas(deltas, &extents, page_size);
+    let count = |is_one: fn(Content) -> bool| -> u64 {
+        let counted = extents.iter().filter(|extent| is_one(extent.content));
+        counted.map(|extent| u64::from(extent.count)).sum()
+    };
+    let all = count(|_| true);
+    let mut fill_pages = count(|content| matches!(content, Content::Fill(_)));
+    // What is in an image and no longer in the stream came there so.
+    let mut xbzrle_pages = count(|content| content == Content::Image);
+    for chain in deltas.chunk_by(|one, next| one.page == next.page) {
+        let base = chain.first().and_then(|delta| extents.find(delta.page));
+        fill_pages -= u64::from(base.is_some_and(|base| matches!(base.content, Content::Fill(_))));
+        xbzrle_pages += u64::from(base.is_some_and(|base| base.content != Content::Image));
     }
-
-    /// Merges runs until another can be put behind them.
-    fn settle_runs(&mut self, page_size: TargetPageSize) {
-        while let [.., older, newer] = self.runs.as_slice() {
-            if older.len() / 2 > newer.len() {
-                break;
-            }
-            self.merge_last_two(page_size);
-        }
-    }
-
-    /// Lays a sorted run over all that came before.
-    fn push_run(&mut self, run: Run, page_size: TargetPageSize) {
-        let Some(first) = run.first() else { return };
-        if let Some(last) = self.runs.last_mut()
-            && last.last().is_none_or(|extent| extent.end() <= first.page)
-        {
-            run.into_iter().for_each(|extent| append(last, extent, page_size));
-        } else {
-            self.settle_runs(page_size);
-            self.runs.push(run);
-        }
-    }
-
-    fn merge_last_two(&mut self, page_size: TargetPageSize) {
-        if let (Some(newer), Some(older)) = (self.runs.pop(), self.runs.pop()) {
-            self.runs.push(overlay(older, newer, page_size));
-        }
-    }
-
-    pub(crate) fn finish<'a>(mut self, page_size: TargetPageSize) -> BlockPages<'a> {
-        while self.runs.len() > 1 {
-            self.merge_last_two(page_size);
-        }
-        let mut extents = self.runs.pop().unwrap_or_default();
-        extents.shrink_to_fit();
-        let (deltas, orphans) = sort_deltas(self.deltas, &extents, page_size);
-        let count = |is_one: fn(Content) -> bool| -> u64 {
-            let counted = extents.iter().filter(|extent| is_one(extent.content));
-            counted.map(|extent| u64::from(extent.count)).sum()
-        };
-        let all = count(|_| true);
-        let mut fill_pages = count(|content| matches!(content, Content::Fill(_)));
-        // What is in an image and no longer in the stream came there so.
-        let mut xbzrle_pages = count(|content| content == Content::Image);
-        for chain in deltas.chunk_by(|one, next| one.page == next.page) {
-            let base = chain.first().and_then(|delta| extent_of(&extents, delta.page));
-            fill_pages -= u64::from(base.is_some_and(|base| matches!(base.content, Content::Fill(_))));
-            xbzrle_pages += u64::from(base.is_some_and(|base| base.content != Content::Image));
-        }
-        BlockPages {
-            records: self.records - orphans.records,
-            data_pages: all - fill_pages,
-            fill_pages,
-            xbzrle_pages,
-            orphan_pages: orphans.pages,
-            first_orphan: orphans.first,
-            pages: Pages::Records { extents, deltas },
-            page_size,
-        }
+    BlockPages {
+        records: records - orphans.records,
+        data_pages: all - fill_pages,
+        fill_pages,
+        xbzrle_pages,
+        orphan_pages: orphans.pages,
+        first_orphan: orphans.first,
+        pages: Pages::Records { extents, deltas },
+        page_size,
     }
 }
 
@@ -279,18 +118,15 @@ impl IndexBuilder {
         earlier: &mut Self,
         page_size: TargetPageSize,
     ) -> BlockPages<'a> {
-        while self.runs.len() > 1 {
-            self.merge_last_two(page_size);
-        }
-        let extents = self.runs.pop().unwrap_or_default();
+        let extents = self.layers.finish(page_size);
         let mut deltas = std::mem::take(&mut self.deltas);
         deltas.sort_unstable();
-        let mut in_image = Run::new();
+        let mut in_image: Vec<Extent> = Vec::new();
         deltas.retain(|delta| {
-            let is_there = in_image.last().is_some_and(|last: &Extent| last.page == delta.page)
-                || extent_of(&extents, delta.page).is_some();
-            if !is_there && earlier.last_extent(delta.page).is_some() {
-                in_image.push(Extent { page: delta.page, payload: 0, count: 1, content: Content::Image });
+            let is_there = in_image.last().is_some_and(|last| last.page == delta.page)
+                || extents.find(delta.page).is_some();
+            if !is_there && earlier.layers.find(delta.page).is_some() {
+                in_image.push(Extent::page(delta.page, 0, Content::Image));
             } else if !is_there {
                 // No record may ever come that it builds on: its place is kept.
                 earlier.deltas.push(*delta);
@@ -300,8 +136,7 @@ impl IndexBuilder {
             }
             true
         });
-        let runs = vec![overlay(in_image, extents, page_size)];
-        Self { runs, deltas, records: self.records }.finish(page_size)
+        finished(extents.add(in_image), deltas, self.records, page_size)
     }
 
     /// Takes in a finished stretch, whose pages are in the image now.
@@ -309,32 +144,19 @@ impl IndexBuilder {
         let Pages::Records { extents, deltas } = &stretch.pages else { return };
         self.records += stretch.records;
         let chains = deltas.chunk_by(|one, next| one.page == next.page);
-        let made = chains.filter_map(|chain| chain.last()).map(|last| Extent {
-            page: last.page,
-            payload: last.payload.0,
-            count: 1,
-            content: Content::Image,
-        });
-        let run = overlay(extents.clone(), made.collect(), stretch.page_size);
-        self.push_run(run, stretch.page_size);
-    }
-
-    /// The extent of the last record of a page.
-    fn last_extent(&self, page: u64) -> Option<&Extent> {
-        self.runs.iter().rev().find_map(|run| extent_of(run, page))
+        let made = chains.filter_map(|chain| chain.last());
+        let made = made.map(|last| Extent::page(last.page, last.payload.0, Content::Image));
+        extents.iter().chain(made).for_each(|extent| self.layers.push(extent, stretch.page_size));
     }
 
     /// Whether a page may be other than zero by now.
     pub(crate) fn is_data(&self, page: u64) -> bool {
-        self.last_extent(page).is_some_and(|extent| extent.content != Content::Fill(0))
+        self.layers.find(page).is_some_and(|extent| extent.content != Content::Fill(0))
     }
 
     /// Whether any record so far is of one of `pages`.
     pub(crate) fn has_any(&self, pages: &Range<u64>) -> bool {
-        self.runs.iter().any(|run| {
-            let first = run.partition_point(|extent| extent.end() <= pages.start);
-            run.get(first).is_some_and(|extent| extent.page < pages.end)
-        })
+        self.layers.has_any(pages)
     }
 }
 
@@ -350,7 +172,7 @@ struct Orphans {
 /// those of pages that have nothing to build on.
 fn sort_deltas(
     mut deltas: Vec<Delta>,
-    extents: &[Extent],
+    extents: &Extents,
     page_size: TargetPageSize,
 ) -> (Vec<Delta>, Orphans) {
     let mut orphans = Orphans::default();
@@ -375,11 +197,6 @@ fn sort_deltas(
     (deltas, orphans)
 }
 
-fn extent_of(extents: &[Extent], page: u64) -> Option<&Extent> {
-    let before = extents.partition_point(|extent| extent.page <= page);
-    extents.get(before.checked_sub(1)?).filter(|extent| page < extent.end())
-}
-
 /// The pages of one block: which record holds each, the last one met.
 #[derive(Debug)]
 pub struct BlockPages<'a> {
@@ -395,7 +212,7 @@ pub struct BlockPages<'a> {
 
 #[derive(Debug)]
 enum Pages<'a> {
-    Records { extents: Run, deltas: Vec<Delta> },
+    Records { extents: Extents, deltas: Vec<Delta> },
     Mapped(MappedPages<'a>),
 }
 
@@ -501,8 +318,10 @@ impl<'a> BlockPages<'a> {
     /// The same pages, whose stream went by: what is data is in the images.
     pub(crate) fn gone_by(mut self) -> Self {
         if let Pages::Records { extents, deltas } = &mut self.pages {
-            let data = extents.iter_mut().filter(|extent| !matches!(extent.content, Content::Fill(_)));
-            data.for_each(|extent| extent.content = Content::Image);
+            extents.replace(|content| match content {
+                Content::Fill(_) => content,
+                _ => Content::Image,
+            });
             *deltas = Vec::new();
         }
         self
@@ -556,7 +375,7 @@ impl<'a> BlockPages<'a> {
             Pages::Mapped(pages) => return pages.source(page),
             Pages::Records { extents, deltas } => (extents, deltas),
         };
-        let Some(extent) = extent_of(extents, page) else { return PageSource::Absent };
+        let Some(extent) = extents.find(page) else { return PageSource::Absent };
         let base = extent.base(page, self.page_size);
         let first = deltas.partition_point(|delta| delta.page < page);
         let behind = deltas.get(first..).unwrap_or_default();
@@ -577,11 +396,9 @@ impl<'a> BlockPages<'a> {
         match &self.pages {
             Pages::Mapped(mapped) => Runs::Mapped { mapped, pages, size },
             Pages::Records { extents, deltas } => {
-                let first = extents.partition_point(|extent| extent.end() <= pages.start);
-                let extents = extents.get(first..).unwrap_or_default();
                 let first_delta = deltas.partition_point(|delta| delta.page < pages.start);
                 let deltas = deltas.get(first_delta..).unwrap_or_default();
-                Runs::Records { extents, deltas, pages, size }
+                Runs::Records { extents: extents.within(pages), rest: None, deltas, size }
             }
         }
     }
@@ -619,7 +436,7 @@ impl Extent {
 /// The runs of `pages`, from its start on.
 enum Runs<'r, 'a> {
     Mapped { mapped: &'r MappedPages<'a>, pages: Range<u64>, size: TargetPageSize },
-    Records { extents: &'r [Extent], deltas: &'r [Delta], pages: Range<u64>, size: TargetPageSize },
+    Records { extents: ExtentsIn<'r>, rest: Option<Extent>, deltas: &'r [Delta], size: TargetPageSize },
 }
 
 impl<'r> Iterator for Runs<'r, '_> {
@@ -632,24 +449,21 @@ impl<'r> Iterator for Runs<'r, '_> {
                 pages.start = size.page_of(run.offset) + run.pages;
                 Some(run)
             }
-            Self::Records { extents, deltas, pages, size } => {
-                while extents.first().is_some_and(|extent| extent.end() <= pages.start) {
-                    *extents = extents.get(1..).unwrap_or_default();
-                }
-                let extent = extents.first()?;
-                let start = Some(extent.page.max(pages.start)).filter(|start| *start < pages.end)?;
+            Self::Records { extents, rest, deltas, size } => {
+                let extent = rest.take().or_else(|| extents.next())?;
                 let next_delta = deltas.first().map_or(u64::MAX, |delta| delta.page);
-                if next_delta == start {
-                    let chain = chain_of(deltas, start);
+                let (end, run) = if next_delta == extent.page {
+                    let chain = chain_of(deltas, extent.page);
                     *deltas = deltas.get(chain.len()..).unwrap_or_default();
-                    pages.start = start + 1;
-                    let chain = Chain { base: extent.base(start, *size), deltas: chain };
-                    let offset = BlockOffset(start << size.bits());
-                    return Some(PageRun { offset, pages: 1, content: RunContent::Xbzrle(chain) });
-                }
-                let end = extent.end().min(pages.end).min(next_delta);
-                pages.start = end;
-                Some(extent.slice(start, end, *size).run(*size))
+                    let chain = Chain { base: extent.base(extent.page, *size), deltas: chain };
+                    let offset = BlockOffset(extent.page << size.bits());
+                    (extent.page + 1, PageRun { offset, pages: 1, content: RunContent::Xbzrle(chain) })
+                } else {
+                    let end = extent.end().min(next_delta);
+                    (end, extent.slice(extent.page, end, *size).run(*size))
+                };
+                *rest = (end < extent.end()).then(|| extent.slice(end, extent.end(), *size));
+                Some(run)
             }
         }
     }
@@ -661,7 +475,7 @@ impl BlockPages<'_> {
     pub fn last_record(&self, offset: BlockOffset) -> Option<StreamOffset> {
         let Pages::Records { extents, .. } = &self.pages else { return None };
         let page = self.page_size.page_of(offset);
-        let extent = extent_of(extents, page)?;
+        let extent = extents.find(page)?;
         let whole = StreamOffset(extent.payload_of(page, self.page_size));
         match self.source(offset) {
             PageSource::Xbzrle(chain) => chain.deltas().last(),
@@ -677,7 +491,7 @@ impl BlockPages<'_> {
             // Without a bitmap the migration was not over.
             Pages::Mapped(pages) => return if pages.is_by_content() { self.data_pages } else { 0 },
         };
-        let sent_before = |extent: &Extent| match place.0.checked_sub(extent.payload) {
+        let sent_before = |extent: Extent| match place.0.checked_sub(extent.payload) {
             None if !is_in_stream(StreamOffset(extent.payload)) => extent.count.into(),
             Some(len) => len.div_ceil(extent.stride(self.page_size).max(1)).min(extent.count.into()),
             None => 0,
@@ -719,13 +533,10 @@ impl BlockPages<'_> {
 
     /// Where the whole copy is that each chain builds on, and the chain.
     fn chains<'d>(&'d self, deltas: &'d [Delta]) -> impl Iterator<Item = (StreamOffset, &'d [Delta])> {
-        let extents: &[Extent] = match &self.pages {
-            Pages::Records { extents, .. } => extents,
-            Pages::Mapped(_) => &[],
-        };
         deltas.chunk_by(|one, next| one.page == next.page).filter_map(move |chain| {
+            let Pages::Records { extents, .. } = &self.pages else { return None };
             let page = chain.first()?.page;
-            let base = extent_of(extents, page)?.payload_of(page, self.page_size);
+            let base = extents.find(page)?.payload_of(page, self.page_size);
             Some((StreamOffset(base), chain))
         })
     }

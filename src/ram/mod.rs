@@ -12,8 +12,10 @@
 //! With mapped-ram the block list has the pages, and the bodies nothing.
 
 pub(crate) mod block;
+mod extent;
 pub(crate) mod index;
 pub(crate) mod join;
+mod layers;
 pub(crate) mod mapped;
 pub(crate) mod page;
 pub(crate) mod record;
