@@ -27,6 +27,9 @@ WORST_PAGES = 1 << 18
 HUGE = 100 * GIB
 HUGE_DATA = 256 * MIB
 MEMORY_ROUNDS = 3
+# 4 GiB to 1 TiB of guest memory.
+GROWTH_PAGES = (1 << 20, 1 << 22, 1 << 24, 1 << 26, 1 << 28)
+SWEEPS = 64
 INFO = ("info",)
 
 
@@ -336,6 +339,27 @@ def devices(session: Session, result: Result) -> None:
     result.notes.append(f"less start: {script * 1e3:.1f} ms and {state * 1e3:.1f} ms, {script / state:.1f} times")
 
 
+def growth(session: Session, result: Result) -> None:
+    """How time and memory go with pages, passes and their order."""
+    stream, least = session.work / "growth.qevm", GROWTH_PAGES[0]
+    shapes = {f"{count * PAGE / GIB:.0f} GiB": (count, 1, 1) for count in GROWTH_PAGES}
+    shapes |= {f"{least * PAGE / GIB:.0f} GiB, {passes} passes": (least, passes, 1) for passes in (2, 4, 8)}
+    shapes |= {f"{count * PAGE / GIB:.0f} GiB, in no order": (count, 1, SWEEPS) for count in GROWTH_PAGES[:3]}
+    times, anonymous = {}, {}
+    for name, (count, passes, sweeps) in shapes.items():
+        streams.swept(stream, count, passes, sweeps)
+        info = session.ramlifts("info", ["info", stream], stream)
+        times[name] = [run.seconds for run in session.alternate(info)["info"]]
+        anonymous[name] = peaks(session, stream, INFO)
+        seconds_a_record = statistics.median(times[name]) / (count * passes)
+        bytes_a_page = statistics.median(anonymous[name]) / count
+        result.notes.append(f"{name}: {seconds_a_record * 1e9:.1f} ns a record, {bytes_a_page:.2f} bytes a page")
+    stream.unlink()
+    result.table("info, zero pages alone", times, seconds)
+    result.table("peak of anonymous memory", anonymous, mebibytes)
+    result.figures["11"] = max(statistics.median(anonymous[name]) / shapes[name][0] for name in shapes)
+
+
 def size_of(path: Path) -> str:
     return mebibytes(path.stat().st_size)
 
@@ -357,6 +381,7 @@ ROWS = {
     8: Row("anonymous memory", memory),
     9: Row("state of a huge stream", huge),
     10: Row("state against QEMU's script", devices),
+    11: Row("growth with the guest", growth),
 }
 
 SHORT_ROWS = (1, 3, 6, 8)

@@ -9,6 +9,7 @@ The constants of the wire stand here as QEMU's sources have them
 import os
 import random
 import struct
+import sys
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator
@@ -110,6 +111,20 @@ class Writer:
 
     def fill(self, number: int) -> None:
         self._record(number, FILL, b"\0")
+
+    def fills(self, numbers: range) -> None:
+        """Zero pages by the million: the bytes of all words are interleaved at once."""
+        for at in range(0, len(numbers), 1 << 20):
+            some = numbers[at : at + (1 << 20)]
+            self.fill(some[0])
+            first, flags = some.start + some.step, FILL | CONTINUE
+            words = array("Q", range(first * PAGE | flags, some.stop * PAGE, some.step * PAGE))
+            if sys.byteorder == "little":
+                words.byteswap()
+            words, records = words.tobytes(), bytearray(9 * len(words))
+            for byte in range(8):
+                records[byte::9] = words[byte::8]
+            self._file.write(records)
 
     def xbzrle(self, number: int, delta: bytes) -> None:
         self._record(number, XBZRLE, b"\x01" + struct.pack(">H", len(delta)) + delta)
@@ -339,6 +354,18 @@ def fills(path: Path, page_count: int, orders: Iterable[Iterable[int]]) -> Truth
                 writer.fill(number)
             writer.end_pass()
     return Truth(page_count, lambda _: None)
+
+
+def swept(path: Path, page_count: int, passes: int = 1, sweeps: int = 1) -> None:
+    """Zero pages alone, as many as a large guest has: `passes` over all of them,
+    each in `sweeps` that go over every so many pages. With more than one, no two
+    records are neighbours."""
+    with Writer(path, page_count) as writer:
+        for _ in range(passes):
+            writer.begin_pass()
+            for first in range(sweeps):
+                writer.fills(range(first, page_count, sweeps))
+            writer.end_pass()
 
 
 def claim(path: Path, claimed_count: int, sent_count: int) -> Truth:
