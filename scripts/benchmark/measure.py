@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -193,15 +193,15 @@ class NoGroupError(BenchError):
 
 
 class Group:
-    """A cgroup (version 2) of its own with a limit of memory, page cache included."""
+    """A cgroup of its own with a limit of memory, page cache included."""
 
     def __init__(self, limit: int):
-        self._path = self._made()
+        self._path, limit_file = self._made()
         try:
-            (self._path / "memory.max").write_text(str(limit))
+            (self._path / limit_file).write_text(str(limit))
         except OSError as error:
             self.close()
-            raise NoGroupError(f"no memory limit by cgroup v2 here: {error.strerror}") from error
+            raise NoGroupError(f"no memory limit by cgroup here: {error.strerror}") from error
 
     def __enter__(self):
         return self
@@ -217,19 +217,26 @@ class Group:
         (self._path / "cgroup.procs").write_text(str(os.getpid()))
 
     @staticmethod
-    def _made() -> Path:
-        """A new group below or beside this process' own, where memory can be limited."""
-        own = next((line[3:].strip() for line in open("/proc/self/cgroup") if line[:3] == "0::"), None)
-        if own is None or not (CGROUP / "cgroup.controllers").exists():
-            raise NoGroupError("no cgroup v2 with the memory controller here")
-        place = CGROUP / own.lstrip("/")
-        for parent in (place, place.parent):
-            path = parent / f"ramlift-bench-{os.getpid()}"
-            try:
-                path.mkdir()
-            except OSError:
-                continue
-            if (path / "memory.max").exists():
-                return path
-            path.rmdir()
-        raise NoGroupError("no cgroup v2 here that a group with a memory limit can be made in")
+    def _made() -> tuple[Path, str]:
+        """A new group below or beside this process' own, and the file with its limit."""
+        for place, limit_file in Group._places():
+            for parent in (place, place.parent):
+                path = parent / f"ramlift-bench-{os.getpid()}"
+                try:
+                    path.mkdir()
+                except OSError:
+                    continue
+                if (path / limit_file).exists():
+                    return path, limit_file
+                path.rmdir()
+        raise NoGroupError("no cgroup here that a group with a memory limit can be made in")
+
+    @staticmethod
+    def _places() -> Iterator[tuple[Path, str]]:
+        """Groups of this process that may limit memory, by either version of cgroups."""
+        for line in open("/proc/self/cgroup"):
+            _, controllers, group = line.rstrip("\n").split(":", 2)
+            if controllers == "":
+                yield CGROUP / group.lstrip("/"), "memory.max"
+            elif controllers == "memory":
+                yield CGROUP / "memory" / group.lstrip("/"), "memory.limit_in_bytes"
