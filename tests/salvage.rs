@@ -462,9 +462,9 @@ fn the_command_says_what_is_lost() {
 fn tailed() -> Vec<(Vec<u8>, Vec<u8>)> {
     let names = ["pc-7.2-live", "q35-10.0-paused", "pc-7.2-paused", "pc-10.0-no-vmdesc"];
     let whole: Vec<Vec<u8>> = names.iter().map(|name| unpack(name)).collect();
-    // Of another machine: it has the device that a stream without description
-    // begins with too.
-    let others = ["aarch64-virt-10.0"].map(unpack);
+    // Of other machines: one has the device that a stream without description
+    // begins with too, the other has pages of another size.
+    let others = ["aarch64-virt-10.0", "or1k-10.0"].map(unpack);
     let mut pairs = Vec::new();
     for stream in &whole[2..] {
         pairs.extend(others.iter().map(|other| (stream.clone(), other.clone())));
