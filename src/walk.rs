@@ -8,6 +8,7 @@
 //!
 //! Source followed: QEMU `migration/savevm.c` (`qemu_loadvm_state_main`).
 
+pub(crate) mod discarded;
 mod going_by;
 mod mapped;
 mod salvage;
