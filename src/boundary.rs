@@ -38,11 +38,25 @@ pub(crate) struct Boundaries<'w> {
     pub(crate) vain_len: &'w Cell<u64>,
 }
 
+/// Where devices end.
+#[derive(Clone, Copy)]
+pub(crate) struct EndOfDevices {
+    /// Where the EOF byte is.
+    pub(crate) eof: StreamOffset,
+    /// Whether no likely end of a device was passed over to get there.
+    pub(crate) is_straight: bool,
+}
+
 impl Boundaries<'_> {
-    /// Whether walking on by a description, from the body of `first` on,
-    /// ends just where it stands.
-    pub(crate) fn leads_to(&self, first: &Handler, body: Cursor<'_>, located: &Located<'_>) -> bool {
-        self.end_of_devices(first, body, Some(located)) == Some(located.eof)
+    /// Where walking on by a description, from the body of `first` on, meets
+    /// the EOF byte, if that is just where the description stands.
+    pub(crate) fn leads_to(
+        &self,
+        first: &Handler,
+        body: Cursor<'_>,
+        located: &Located<'_>,
+    ) -> Option<EndOfDevices> {
+        self.end_of_devices(first, body, Some(located)).filter(|end| end.eof == located.eof)
     }
 
     /// Where walking on from the body of `first` meets the EOF byte, by a
@@ -52,17 +66,20 @@ impl Boundaries<'_> {
         first: &Handler,
         body: Cursor<'_>,
         located: Option<&Located<'_>>,
-    ) -> Option<StreamOffset> {
+    ) -> Option<EndOfDevices> {
         let mut cursor = body;
         let mut handler = first.clone();
+        let mut is_straight = true;
         for nth in 0.. {
-            cursor = self.find_end(&handler, cursor, located, nth)?;
+            let body = cursor;
+            cursor = self.find_end(&handler, body, located, nth)?;
+            is_straight &= self.is_nearest(&handler, body, cursor, located, nth);
             let mut footers = self.footers;
             footers.read(&mut cursor, handler.section_id).ok()?;
             loop {
                 let offset = cursor.offset();
                 match cursor.u8().ok()? {
-                    record::QEMU_VM_EOF => return Some(offset),
+                    record::QEMU_VM_EOF => return Some(EndOfDevices { eof: offset, is_straight }),
                     record::QEMU_VM_COMMAND => drop(read_command(offset, &mut cursor).ok()?),
                     record::QEMU_VM_SECTION_FULL => break,
                     _ => return None,
@@ -71,6 +88,22 @@ impl Boundaries<'_> {
             handler = read_handler(&mut cursor).ok()?;
         }
         None
+    }
+
+    /// Whether the end of the `nth` device is where its size says, or else the
+    /// nearest that its footer says.
+    fn is_nearest(
+        self,
+        handler: &Handler,
+        body: Cursor<'_>,
+        end: Cursor<'_>,
+        located: Option<&Located<'_>>,
+        nth: usize,
+    ) -> bool {
+        let Some(Located { desc, .. }) = located else { return true };
+        let device = desc.device(nth, handler.idstr.as_bytes(), handler.instance_id);
+        let is_end = |other: Option<Cursor<'_>>| other.is_some_and(|other| other.offset() == end.offset());
+        is_end(described_end(device, body)) || is_end(self.find_end(handler, body, None, nth))
     }
 
     /// Finds where the body of the `nth` device ends, which begins at `body`.

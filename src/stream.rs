@@ -22,7 +22,7 @@ use crate::section::{Command, Handler, Section, SectionType};
 use crate::units::{BlockId, StreamOffset};
 use crate::vmstate::decode::decode_body;
 use crate::vmstate::{DeviceDesc, State};
-use crate::walk::{Walk, salvage};
+use crate::walk::{Walk, discarded, salvage};
 use crate::walked::{Description, Walked, Warning};
 
 /// A stream that has been walked: what it holds and where.
@@ -129,6 +129,7 @@ impl<'a> Stream<'a> {
     /// Warns of a stream whose pages are in other files: all of its memory
     /// seems to be zero, or most of it.
     fn warned(mut walked: Walked<'a>) -> Self {
+        walked.warnings.extend(discarded::warnings(&walked));
         let Some(ram) = &walked.ram else { return Self(walked) };
         let is_lone = ram.is_lone_channel().then_some(LONE_CHANNEL);
         if let Some(text) = is_lone.or(ram.may_lack_channels().then_some(LACKS_CHANNELS)) {
@@ -309,11 +310,7 @@ impl<'a> Stream<'a> {
 
     /// The data of a command, as it stands in the stream.
     pub fn command_data(&self, command: &Command) -> &'a [u8] {
-        // Behind type byte, command and length.
-        const HEAD_LEN: u64 = 5;
-        let start = command.offset.checked_add(HEAD_LEN);
-        let range = start.and_then(|start| Some(start..start.checked_add(command.len.into())?));
-        range.and_then(|range| self.0.input.get(range)).unwrap_or_default()
+        self.0.command_data(command)
     }
 
     /// How many virtual CPUs the guest has, by their sections.

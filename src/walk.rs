@@ -8,6 +8,7 @@
 //!
 //! Source followed: QEMU `migration/savevm.c` (`qemu_loadvm_state_main`).
 
+pub(crate) mod discarded;
 mod going_by;
 mod mapped;
 mod salvage;
@@ -317,7 +318,6 @@ impl<'a, 'p> Walk<'a, 'p> {
         self.has_searched = true;
         let fits = |desc: &VmDesc| desc.begins_with(first.idstr.as_bytes(), first.instance_id);
         let tail = self.tail.take().filter(|tail| tail.eof > offset && fits(&tail.desc));
-        let is_proven = |located: &Located<'a>| self.boundaries().leads_to(first, self.cursor, located);
         self.located = if self.ram_is_iterating {
             // A device before RAM: there is no walking on from here to prove
             // anything, so it is the last description in the file, and the
@@ -327,17 +327,24 @@ impl<'a, 'p> Walk<'a, 'p> {
             // The nearest first: behind a stream there may be older ones.
             let mut candidates = locate::candidates(self.cursor, fits).peekable();
             let first_one = candidates.peek().cloned();
-            let proven = candidates.find(is_proven);
+            let proven = candidates.find_map(|located| {
+                let end = self.boundaries().leads_to(first, self.cursor, &located)?;
+                Some((located, end))
+            });
             // Devices that lead to an EOF by their footers alone have no
-            // description, and what was found is another stream's.
-            let is_undescribed = || {
-                self.footers == Footers::Present
-                    && self.boundaries().end_of_devices(first, self.cursor, None).is_some()
+            // description, and what was found is another stream's: it leads
+            // nowhere, or past that EOF into the remains of its own devices.
+            let undescribed = || match self.footers {
+                Footers::Present => self.boundaries().end_of_devices(first, self.cursor, None),
+                _ => None,
             };
             match proven {
-                None if (first_one.is_some() || tail.is_some()) && is_undescribed() => None,
+                Some((located, end)) => {
+                    let is_own = end.is_straight || undescribed().is_none_or(|other| other.eof >= end.eof);
+                    is_own.then_some(located)
+                }
+                None if (first_one.is_some() || tail.is_some()) && undescribed().is_some() => None,
                 None => first_one.or(tail),
-                proven => proven,
             }
         };
     }

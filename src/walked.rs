@@ -31,6 +31,17 @@ pub(crate) struct Walked<'a> {
     pub(crate) described: Option<Vec<Option<usize>>>,
 }
 
+impl<'a> Walked<'a> {
+    /// The data of a command, as it stands in the stream.
+    pub(crate) fn command_data(&self, command: &Command) -> &'a [u8] {
+        // Behind type byte, command and length.
+        const HEAD_LEN: u64 = 5;
+        let start = command.offset.checked_add(HEAD_LEN);
+        let range = start.and_then(|start| Some(start..start.checked_add(command.len.into())?));
+        range.and_then(|range| self.input.get(range)).unwrap_or_default()
+    }
+}
+
 /// The stream's own description of its devices.
 #[derive(Debug)]
 pub struct Description<'a> {

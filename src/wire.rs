@@ -35,6 +35,9 @@ pub(crate) mod record {
 
 /// Commands: QEMU's `enum qemu_vm_cmd`, from `migration/savevm.c`.
 pub(crate) mod command {
+    /// Which pages are old, and will be sent again. Since QEMU 2.5.
+    pub(crate) const POSTCOPY_RAM_DISCARD: u16 = 6;
+
     /// QEMU's name for a command, without the prefix.
     pub(crate) fn name(command: u16) -> Option<&'static str> {
         Some(match command {
@@ -43,7 +46,7 @@ pub(crate) mod command {
             3 => "POSTCOPY_ADVISE",
             4 => "POSTCOPY_LISTEN",
             5 => "POSTCOPY_RUN",
-            6 => "POSTCOPY_RAM_DISCARD",
+            POSTCOPY_RAM_DISCARD => "POSTCOPY_RAM_DISCARD",
             7 => "PACKAGED",
             8 => "ENABLE_COLO",
             9 => "POSTCOPY_RESUME",

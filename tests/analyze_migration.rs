@@ -91,6 +91,29 @@ fn memory_is_the_mended_scripts_text() {
     assert!(check_texts("-m", &["-m"], |name| wanted.contains(&name)).is_empty());
 }
 
+/// Block after block, as the scripts that read it do: that of 10.0 does not.
+#[test]
+fn memory_of_mapped_ram_is_every_page_in_its_place() {
+    let place = unpacked("pc-11.1-mapped-ram");
+    let output = analyze(&place, &["-m"]).expect_code(0);
+    place.ramlift(&["extract", "stream", "-o", "images"]).expect_code(0);
+    let manifest: serde_json::Value = serde_json::from_slice(&place.read("images/manifest.json")).unwrap();
+    let digits: Vec<String> = (0..=0xff).map(|byte| format!("{byte:02x}")).collect();
+    let mut lines = output.text().lines().skip_while(|line| !line.contains("\"memory\"")).skip(1);
+    for block in manifest["blocks"].as_array().unwrap() {
+        let (idstr, file) = (block["idstr"].as_str().unwrap(), block["file"].as_str().unwrap());
+        for (page, nth) in place.read(&format!("images/{file}")).chunks(4096).zip(0..) {
+            let bytes =
+                page.iter().map(|byte| digits[usize::from(*byte)].as_str()).collect::<Vec<_>>().join(" ");
+            let is_zero = page.iter().all(|byte| *byte == 0);
+            let shown = if is_zero { "Filled with 0x00" } else { &bytes };
+            let expected = format!("\"{idstr} ({:#018x})\": \"{shown}\"", nth * 4096);
+            assert_eq!(lines.next().unwrap().trim().trim_end_matches(','), expected);
+        }
+    }
+    assert_eq!(lines.next().unwrap().trim(), "}");
+}
+
 /// The whole text, so that a difference can be read.
 #[test]
 fn state_and_desc_of_small_streams_are_the_scripts_line_by_line() {

@@ -255,6 +255,21 @@ fn reads_virtio_devices_in_use() {
     check("aarch64-10.0-virtio-set-up", paused("virt-10.0"));
 }
 
+/// No driver has plugged memory in: what the device could have is not sent.
+#[test]
+fn reads_a_memory_device_that_stands_before_ram() {
+    let golden = Golden::unpack("pc-10.0-virtio-mem");
+    let output = golden.extract().expect_code(3);
+    assert!(output.stderr.contains("0000:00:02.0/vm0"), "{}", output.stderr);
+    assert!(golden.compare_images() > 0);
+    assert_eq!(golden.undecoded_devices(), Vec::<Value>::new());
+    check_facts(&golden.info(), paused("pc-i440fx-10.0"));
+    let early = &golden.place.json("out/state.json")["devices"][0];
+    assert_eq!(early["name"], "0000:00:02.0/virtio-mem-device-early");
+    assert_eq!(early["state"]["tmp"]["region_size"], 32 << 20);
+    assert_eq!((&early["state"]["size"], &early["state"]["bitmap"]), (&0.into(), &serde_json::json!([0])));
+}
+
 #[test]
 fn reads_dirty_bitmaps() {
     check("pc-7.2-dirty-bitmaps", paused("pc-i440fx-7.2"));
@@ -379,6 +394,11 @@ fn pages_in_the_order_in_which_the_guest_writes_to_them_are_found() {
 #[test]
 fn reads_aarch64() {
     check("aarch64-virt-10.0", Facts { vcpus: 2, ..paused("virt-10.0") });
+}
+
+#[test]
+fn reads_an_interrupt_controller_with_structures_for_each_vcpu() {
+    check("aarch64-10.0-gicv3", paused("virt-10.0"));
 }
 
 #[test]

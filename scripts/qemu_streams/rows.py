@@ -227,6 +227,12 @@ USB = (
     "-drive", f"if=none,id=stick,format=raw,file={DISK}",
     "-device", "usb-storage,bus=xhci.0,drive=stick",
 )  # fmt: skip
+# Its section stands before the pages. No driver plugs memory in, so it has none.
+VIRTIO_MEM = (
+    "-m", "maxmem=4G",
+    "-object", "memory-backend-ram,id=vm0,size=32M",
+    "-device", "virtio-mem-pci,id=mem0,memdev=vm0,requested-size=8M",
+)  # fmt: skip
 SLIRP = ("-netdev", "user,id=net0", "-device", "e1000,netdev=net0,romfile=")
 BLOCK = (
     "-drive", f"if=none,id=disk0,format=raw,node-name=node0,file={DISK}",
@@ -315,6 +321,7 @@ ROWS = (
     ),
     Row("aarch64-virtio-set-up", AARCH64, options=VIRTIO_MMIO, virtio="legacy-mmio"),
     Row("pc-usb", PC, options=USB),
+    Row("pc-virtio-mem", PC, options=VIRTIO_MEM),
     # Block devices.
     Row(
         "pc-dirty-bitmaps",
@@ -380,6 +387,7 @@ ROWS = (
     ),
     # Other targets.
     Row("aarch64-virt", AARCH64, options=("-smp", "2")),
+    Row("aarch64-gicv3", AARCH64, machine_options="gic-version=3"),
     Row("riscv64-virt", RISCV64),
     Row("ppc64-pseries", PSERIES),
     Row("ppc64-pseries-htab", PSERIES_PROGRAM),

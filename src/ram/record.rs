@@ -242,12 +242,20 @@ impl<'a, 's> PageRecords<'a, 's> {
         word & self.mask
     }
 
+    /// A page's offset and the likely page size ORed, if the size does not
+    /// divide it; else 0.
+    fn at_odds(&self, offset: u64) -> u64 {
+        let bytes = self.state.page_size.bytes();
+        if offset.is_multiple_of(bytes) { 0 } else { offset | bytes }
+    }
+
     /// Learns the page size from a record whose name has been read.
     #[cold]
     fn learn(&mut self, at: StreamOffset, block: BlockId, word: u64, content: RecordContent) -> Result<()> {
         let seen = match self.state.certainty {
             Certainty::Unknown { offsets } => offsets | word & !self.mask,
-            _ => 0,
+            // What was likely is wrong: the description is another stream's.
+            _ => self.at_odds(word & !self.mask),
         };
         if self.state.has_more && self.cursor.remaining() < LOOK_AHEAD {
             let available = self.cursor.remaining();

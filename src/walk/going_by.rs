@@ -244,7 +244,7 @@ impl<'a, 'p> Walk<'a, 'p> {
     fn described_end(&self, first: &Handler, body: Cursor<'_>) -> Option<StreamOffset> {
         let fits = |desc: &VmDesc| desc.begins_with(first.idstr.as_bytes(), first.instance_id);
         let mut candidates = locate::candidates(body, fits);
-        let proven = candidates.find(|located| self.boundaries().leads_to(first, body, located))?;
+        let proven = candidates.find(|located| self.boundaries().leads_to(first, body, located).is_some())?;
         proven.eof.checked_add(locate::HEAD_LEN + proven.text.len() as u64)
     }
 

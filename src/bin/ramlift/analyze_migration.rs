@@ -10,8 +10,8 @@ use std::path::Path;
 
 use indexmap::IndexMap;
 use ramlift::{
-    BlockFiles, BlockId, BlockOffset, Device, Kept, Page, Progress, Ram, Section, SectionType, State, Stream,
-    Value, image_len, scatter,
+    BlockFiles, BlockId, BlockOffset, Device, Kept, Page, Progress, Ram, RamBlock, Section, SectionType,
+    State, Stream, Value, image_len, scatter,
 };
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::ser::{Formatter, PrettyFormatter};
@@ -189,30 +189,52 @@ impl Serialize for RamText<'_, '_> {
 }
 
 /// `-m`: each page once, where its first record stands, as its last one says.
+/// With mapped-ram, which has no records, in the order of blocks and addresses.
 struct MemoryText<'s, 'a> {
     ram: &'s Ram<'a>,
     stream: &'s Stream<'a>,
+}
+
+impl MemoryText<'_, '_> {
+    fn serialize_page<M: SerializeMap>(
+        &self,
+        map: &mut M,
+        block: BlockId,
+        offset: BlockOffset,
+    ) -> Result<(), M::Error> {
+        let Some(RamBlock { idstr, .. }) = self.ram.block(block) else { return Ok(()) };
+        let text = match self.ram.page(block, offset).map_err(serde::ser::Error::custom)? {
+            Page::Fill(byte) => format!("Filled with {byte:#04x}"),
+            Page::Data(bytes) => hex(&bytes),
+            Page::Absent => return Ok(()),
+        };
+        map.serialize_entry(&format!("{idstr} ({:#018x})", offset.0), &text)
+    }
+
+    fn serialize_by_place<M: SerializeMap>(&self, map: &mut M) -> Result<(), M::Error> {
+        let page_len = self.ram.page_size().bytes();
+        self.ram.blocks().try_for_each(|(id, block, _)| {
+            let mut offsets = (0..).map(|page| page * page_len).take_while(|at| *at < block.used_length);
+            offsets.try_for_each(|at| self.serialize_page(map, id, BlockOffset(at)))
+        })
+    }
 }
 
 impl Serialize for MemoryText<'_, '_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut seen = std::collections::HashSet::<(BlockId, BlockOffset)>::new();
         let mut map = serializer.serialize_map(None)?;
-        for record in self.stream.page_records() {
+        let mut records = self.stream.page_records().peekable();
+        if records.peek().is_none() {
+            self.serialize_by_place(&mut map)?;
+        }
+        for record in records {
             // Only guests that ran meanwhile send pages again: most streams
             // need no memory of what has been.
             if self.ram.pass_count() > 1 && !seen.insert((record.block, record.offset)) {
                 continue;
             }
-            let Some(block) = self.ram.block(record.block) else { continue };
-            let key = format!("{} ({:#018x})", block.idstr, record.offset.0);
-            let page = self.ram.page(record.block, record.offset);
-            let text = match page.map_err(serde::ser::Error::custom)? {
-                Page::Fill(byte) => format!("Filled with {byte:#04x}"),
-                Page::Data(bytes) => hex(&bytes),
-                Page::Absent => continue,
-            };
-            map.serialize_entry(&key, &text)?;
+            self.serialize_page(&mut map, record.block, record.offset)?;
         }
         map.end()
     }
