@@ -21,6 +21,9 @@ use crate::spool;
 /// Layers that are opened; more are nobody's work.
 const DEPTH: usize = 8;
 
+/// Bytes of an unpacked stream that are read at a time.
+const UNPACKED_LEN: usize = 4 << 20;
+
 /// A stream, as it can be had.
 pub(crate) enum Bytes {
     /// Mapped: they can be gone back to.
@@ -156,7 +159,11 @@ pub(crate) fn unwrap_reader(
             }
             layer => {
                 origin.layers.0.push(layer);
-                return Ok(Unwrapped { bytes: Bytes::Incoming(Incoming::new(path, reader)), origin });
+                let incoming = Incoming::new(path, reader);
+                // Decoders take memory too: what they leave of it.
+                let is_bare = origin.layers.0.len() == 1;
+                let incoming = if is_bare { incoming } else { incoming.with_chunk_len(UNPACKED_LEN) };
+                return Ok(Unwrapped { bytes: Bytes::Incoming(incoming), origin });
             }
         }
     }
