@@ -15,6 +15,13 @@
 //! one that comes only after all of it was read: who has a stream whole by
 //! then need not ask further.
 //!
+//! **Side by side.** Blocks of bzip2 and frames of zstd are cut apart here and
+//! unpacked by several threads; blocks of xz by liblzma's own, if their headers
+//! say how long they are, as `xz -T` writes them. How many at a time follows from
+//! memory, so that a stream that goes by takes no more than 64 MiB in all. One
+//! frame of zstd, as `zstd` writes, a gzip member and a single block of xz cannot be
+//! divided: their decoder has a thread of its own.
+//!
 //! Memory is bounded: a window of zstd by [`ZSTD_WINDOW_LOG`], the tables and
 //! dictionary of xz by [`XZ_MEMORY`], a block of lzop as lzop bounds it; the
 //! others have blocks of some megabytes at most. What comes out is not
@@ -22,28 +29,37 @@
 //!
 //! **Crates looked at.** xz: `liblzma` is the reference code, built with it
 //! so that no system library counts; the only one here with a limit on memory
-//! that can also decode blocks in parallel, which would go into [`decoder`] and
-//! change nothing outside. `lzma-rust2` is Rust alone but slower; `xz2` is no
-//! longer kept. lz4: `lz4_flex`; `lz4` binds C for the same. lzop: no crate
+//! that also decodes blocks in parallel. `lzma-rust2` is Rust alone but slower; `xz2` is no
+//! longer kept. bzip2: `bzip2-rs` decodes blocks in parallel, but rests since
+//! 2021; `bzip2` is kept, so the blocks are found here. lz4: `lz4_flex`; `lz4` binds C for the same. lzop: no crate
 //! reads its container. For LZO1X `minilzo-rs` and `lzo1x` are GPL;
 //! `lzokay-native` rests since 2023; `lzokay` does the same as `lzo` and adds
 //! `zerocopy`, which it uses to compress; `lzo` is 200 lines without a
 //! dependency or `unsafe`.
 
 use std::fmt;
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
+use std::num::NonZeroUsize;
 
+use liblzma::stream::{Action, MtStreamBuilder, Status};
+
+use super::bzip2::Blocks;
+use super::frames::Frame;
 use super::lzop::Lzop;
+use super::parallel::Parallel;
 use super::source::Source;
 use super::{carry, failure};
 use crate::error::Error;
-use crate::units::StreamOffset;
+use crate::units::{StreamOffset, index};
 
 /// The largest window of zstd that is decoded, as a power of two: 128 MiB,
 /// what the `zstd` command decodes without being told to.
 pub const ZSTD_WINDOW_LOG: u32 = 27;
 /// Bytes that decoding xz and lzma may take: `xz -9` needs 65 MiB.
 pub const XZ_MEMORY: u64 = 256 << 20;
+/// Bytes that decoding blocks of xz side by side may take. What needs more is
+/// decoded by one thread.
+const XZ_THREADS_MEMORY: u64 = 40 << 20;
 
 /// What an [`ErrorKind::Wrapper`](crate::ErrorKind::Wrapper) is about that
 /// comes only after all of the data: bytes of another kind follow it.
@@ -145,17 +161,21 @@ pub fn decoder<'a>(
     let source = Source::new(input, at.0);
     match compression {
         Compression::Gzip => Box::new(Members::<_, flate2::bufread::GzDecoder<_>>::new(compression, source)),
-        Compression::Bzip2 => Box::new(Members::<_, bzip2::bufread::BzDecoder<_>>::new(compression, source)),
+        Compression::Bzip2 => {
+            Box::new(Parallel::<_, Blocks<_>>::new(compression, Members::new(compression, source)))
+        }
         Compression::Xz => Box::new(Members::<_, Xz<_, false>>::new(compression, source)),
         Compression::Lzma => Box::new(Members::<_, Xz<_, true>>::new(compression, source)),
-        Compression::Zstd => Box::new(Members::<_, zstd::Decoder<'static, _>>::new(compression, source)),
+        Compression::Zstd => {
+            Box::new(Parallel::<_, Frame<_>>::new(compression, Members::new(compression, source)))
+        }
         Compression::Lz4 => Box::new(Members::<_, Lz4<_>>::new(compression, source)),
         Compression::Lzop => Box::new(Members::<_, Lzop<_>>::new(compression, source)),
     }
 }
 
 /// The decoder of one member, frame or stream of a format.
-pub(super) trait Member<R>: Read + Sized {
+pub(super) trait Member<R>: Sized {
     /// A decoder for what begins at `source`.
     fn begin(source: Source<R>) -> io::Result<Self>;
     /// What it reads from.
@@ -165,7 +185,7 @@ pub(super) trait Member<R>: Read + Sized {
 }
 
 /// All members of an input, one after the other.
-struct Members<R, M> {
+pub(super) struct Members<R, M> {
     compression: Compression,
     state: State<R, M>,
 }
@@ -181,8 +201,35 @@ enum State<R, M> {
 }
 
 impl<R: Read, M: Member<R>> Members<R, M> {
-    fn new(compression: Compression, source: Source<R>) -> Self {
+    pub(super) fn new(compression: Compression, source: Source<R>) -> Self {
         Self { compression, state: State::Before(source) }
+    }
+
+    /// Goes through the members until `work` gets something of one; nothing at
+    /// the end. What fails stays so: no step goes on behind an error.
+    pub(super) fn step<T>(
+        &mut self,
+        mut work: impl FnMut(&mut M) -> io::Result<Option<T>>,
+    ) -> io::Result<Option<T>> {
+        loop {
+            self.state = match std::mem::replace(&mut self.state, State::Failed) {
+                State::Before(source) => self.next(source, true)?,
+                State::Behind(source) => self.next(source, false)?,
+                State::Inside(mut member) => match work(&mut member) {
+                    Ok(None) => State::Behind(member.end()),
+                    Ok(done) => {
+                        self.state = State::Inside(member);
+                        return Ok(done);
+                    }
+                    Err(error) => return Err(explain(self.compression, member.source().offset(), error)),
+                },
+                State::Over => {
+                    self.state = State::Over;
+                    return Ok(None);
+                }
+                State::Failed => return Err(io::Error::other("the decoder failed before")),
+            };
+        }
     }
 
     /// Goes into the next member, or ends.
@@ -232,49 +279,30 @@ impl<R: Read, M: Member<R>> Members<R, M> {
             failure(at, BEHIND_DATA, met, expected, hint)
         }
     }
+}
 
-    /// Says of a decoder's failure where it was.
-    fn explain(&self, member: &M, error: io::Error) -> io::Error {
-        // A layer below has said it already, or the system failed.
-        if error.get_ref().is_some_and(|inner| inner.is::<Error>()) || error.raw_os_error().is_some() {
-            return error;
-        }
-        let at = member.source().offset();
-        let kind = error.kind();
-        let hint = if kind == io::ErrorKind::UnexpectedEof { CUT } else { DAMAGED };
-        let expected = format!("{} data", self.compression.name());
-        carry(kind, failure(at, "compressed data", error.to_string(), expected, hint))
+/// Says of a decoder's failure where it was.
+pub(super) fn explain(compression: Compression, at: u64, error: io::Error) -> io::Error {
+    // A layer below has said it already, or the system failed.
+    if error.get_ref().is_some_and(|inner| inner.is::<Error>()) || error.raw_os_error().is_some() {
+        return error;
     }
+    let kind = error.kind();
+    let hint = if kind == io::ErrorKind::UnexpectedEof { CUT } else { DAMAGED };
+    let expected = format!("{} data", compression.name());
+    carry(kind, failure(at, "compressed data", error.to_string(), expected, hint))
 }
 
 const CUT: &str = "the file is shorter than what was written to it: an interrupted save, a full disk or a partial copy; what is before this place can still be unpacked";
-const DAMAGED: &str = "the compressed data is damaged or needs more memory than is allowed: unpack it with its own command first";
+pub(super) const DAMAGED: &str = "the compressed data is damaged or needs more memory than is allowed: unpack it with its own command first";
 
-impl<R: Read, M: Member<R>> Read for Members<R, M> {
+impl<R: Read, M: Member<R> + Read> Read for Members<R, M> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         if into.is_empty() {
             return Ok(0);
         }
-        loop {
-            // What fails stays so: no read goes on behind an error.
-            self.state = match std::mem::replace(&mut self.state, State::Failed) {
-                State::Before(source) => self.next(source, true)?,
-                State::Behind(source) => self.next(source, false)?,
-                State::Inside(mut member) => match member.read(into) {
-                    Ok(0) => State::Behind(member.end()),
-                    Ok(read) => {
-                        self.state = State::Inside(member);
-                        return Ok(read);
-                    }
-                    Err(error) => return Err(self.explain(&member, error)),
-                },
-                State::Over => {
-                    self.state = State::Over;
-                    return Ok(0);
-                }
-                State::Failed => return Err(io::Error::other("the decoder failed before")),
-            };
-        }
+        let read = self.step(|member| member.read(into).map(|read| Some(read).filter(|read| *read > 0)))?;
+        Ok(read.unwrap_or(0))
     }
 }
 
@@ -295,38 +323,37 @@ impl<R: Read> Member<R> for flate2::bufread::GzDecoder<Source<R>> {
     }
 }
 
-impl<R: Read> Member<R> for bzip2::bufread::BzDecoder<Source<R>> {
-    fn begin(source: Source<R>) -> io::Result<Self> {
-        Ok(Self::new(source))
-    }
-    fn source(&self) -> &Source<R> {
-        self.get_ref()
-    }
-    fn end(self) -> Source<R> {
-        self.into_inner()
-    }
-}
-
-impl<R: Read> Member<R> for zstd::Decoder<'static, Source<R>> {
-    fn begin(source: Source<R>) -> io::Result<Self> {
-        let mut decoder = Self::with_buffer(source)?.single_frame();
-        decoder.window_log_max(ZSTD_WINDOW_LOG)?;
-        Ok(decoder)
-    }
-    fn source(&self) -> &Source<R> {
-        self.get_ref()
-    }
-    fn end(self) -> Source<R> {
-        self.finish()
-    }
-}
-
 /// One xz stream, or a `.lzma` file.
-struct Xz<R, const IS_LZMA: bool>(liblzma::bufread::XzDecoder<Source<R>>);
+struct Xz<R, const IS_LZMA: bool> {
+    source: Source<R>,
+    stream: liblzma::stream::Stream,
+    is_over: bool,
+}
 
 impl<R: Read, const IS_LZMA: bool> Read for Xz<R, IS_LZMA> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        self.0.read(into)
+        // The decoder with threads may take nothing once, to have a block's end.
+        let mut is_idle = false;
+        while !self.is_over {
+            let packed = self.source.fill_buf()?;
+            let is_all = packed.is_empty();
+            let action = if is_all { Action::Finish } else { Action::Run };
+            let before = (self.stream.total_in(), self.stream.total_out());
+            let status = self.stream.process(packed, into, action);
+            let consumed = index(self.stream.total_in() - before.0).unwrap_or(0);
+            let read = index(self.stream.total_out() - before.1).unwrap_or(0);
+            self.source.consume(consumed);
+            self.is_over = status? == Status::StreamEnd;
+            if read > 0 {
+                return Ok(read);
+            }
+            match (is_all || is_idle) && consumed == 0 && !self.is_over {
+                true if is_all => return Err(io::ErrorKind::UnexpectedEof.into()),
+                true => return Err(io::Error::new(io::ErrorKind::InvalidData, "corrupt xz stream")),
+                false => is_idle = consumed == 0,
+            }
+        }
+        Ok(0)
     }
 }
 
@@ -335,15 +362,20 @@ impl<R: Read, const IS_LZMA: bool> Member<R> for Xz<R, IS_LZMA> {
         let stream = if IS_LZMA {
             liblzma::stream::Stream::new_lzma_decoder(XZ_MEMORY)?
         } else {
-            liblzma::stream::Stream::new_stream_decoder(XZ_MEMORY, 0)?
+            let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+            MtStreamBuilder::new()
+                .threads(u32::try_from(threads).unwrap_or(u32::MAX))
+                .memlimit_threading(XZ_THREADS_MEMORY)
+                .memlimit_stop(XZ_MEMORY)
+                .decoder()?
         };
-        Ok(Self(liblzma::bufread::XzDecoder::new_stream(source, stream)))
+        Ok(Self { source, stream, is_over: false })
     }
     fn source(&self) -> &Source<R> {
-        self.0.get_ref()
+        &self.source
     }
     fn end(self) -> Source<R> {
-        self.0.into_inner()
+        self.source
     }
 }
 

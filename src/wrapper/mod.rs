@@ -49,9 +49,12 @@ use crate::error::{Error, ErrorKind};
 use crate::idstr::Idstr;
 use crate::units::StreamOffset;
 
+mod bzip2;
 pub mod compression;
+mod frames;
 pub mod libvirt;
 mod lzop;
+mod parallel;
 pub mod qcow2;
 mod source;
 

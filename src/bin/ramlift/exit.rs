@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use crate::source;
+
 /// The exit code after a signal, as shells have it for an interrupt.
 pub(crate) const INTERRUPTED: i32 = 130;
 
@@ -47,6 +49,8 @@ pub(crate) enum Failure {
         path: PathBuf,
         /// What went wrong.
         error: ramlift::Error,
+        /// Whether a salvage gets any further.
+        can_salvage: bool,
     },
     /// The output, or a request that this input cannot serve.
     Other(String),
@@ -56,7 +60,16 @@ pub(crate) enum Failure {
 
 impl Failure {
     pub(crate) fn input(path: &Path) -> impl Fn(ramlift::Error) -> Self + '_ {
-        move |error| Self::Input { path: path.to_owned(), error }
+        move |error| {
+            let can_salvage = error.is_damage();
+            Self::Input { path: source::name(path).to_owned(), error, can_salvage }
+        }
+    }
+
+    /// A failure to open what a stream is inside of, so that nothing of it is
+    /// to be had.
+    pub(crate) fn layer(path: &Path) -> impl Fn(ramlift::Error) -> Self + '_ {
+        move |error| Self::Input { path: source::name(path).to_owned(), error, can_salvage: false }
     }
 
     /// A failure to write to standard output.
@@ -93,9 +106,7 @@ impl Failure {
         {
             crate::terminal::say(format_args!("hint: {hint}"));
         }
-        if let Self::Input { error, .. } = self
-            && error.is_damage()
-        {
+        if matches!(self, Self::Input { can_salvage: true, .. }) {
             crate::terminal::say(format_args!(
                 "hint: `ramlift extract --salvage` writes what is whole and lists what is lost; `info` and `state` take it too"
             ));
@@ -114,7 +125,7 @@ impl From<ramlift::Error> for Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Input { path, error } => match error.kind() {
+            Self::Input { path, error, .. } => match error.kind() {
                 // It names the file itself.
                 ramlift::ErrorKind::Io { .. } => f.write_str(&chain(error)),
                 _ => write!(f, "{}: {}", path.display(), chain(error)),

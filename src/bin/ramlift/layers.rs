@@ -21,6 +21,9 @@ use crate::spool;
 /// Layers that are opened; more are nobody's work.
 const DEPTH: usize = 8;
 
+/// Bytes of an unpacked stream that are read at a time.
+const UNPACKED_LEN: usize = 4 << 20;
+
 /// A stream, as it can be had.
 pub(crate) enum Bytes {
     /// Mapped: they can be gone back to.
@@ -62,8 +65,11 @@ type Reader = Box<dyn Read + Send>;
 /// Opens the layers of `file`.
 pub(crate) fn unwrap_file(path: &Path, mut file: File, args: &LayerArgs) -> Result<Unwrapped, Failure> {
     let size = file.seek(SeekFrom::End(0)).map_err(Failure::file(path))?;
+    if args.offset > 0 && args.offset >= size {
+        return Err(ends_before(path, args.offset, size));
+    }
     let origin = Origin { size: Some(size), ..Origin::default() };
-    unwrap_range(path, file, args.offset.min(size)..size, args, origin)
+    unwrap_range(path, file, args.offset..size, args, origin)
 }
 
 /// Opens the layers that begin in a range of `file`, in those of `origin`.
@@ -81,7 +87,7 @@ fn unwrap_range(
         match layer {
             Layer::Libvirt { .. } => {
                 let mut rest = rest_of(path, &file, &range)?;
-                let image = SaveImage::read(&mut rest).map_err(Failure::input(path))?;
+                let image = SaveImage::read(&mut rest).map_err(Failure::layer(path))?;
                 let at = image.stream_offset();
                 origin.add_libvirt(&image);
                 range.start = range.start.saturating_add(at).min(size);
@@ -132,7 +138,7 @@ pub(crate) fn unwrap_reader(
         reader = Box::new(Cursor::new(prefix).chain(reader));
         match layer {
             Layer::Libvirt { .. } => {
-                let image = SaveImage::read(&mut reader).map_err(Failure::input(path))?;
+                let image = SaveImage::read(&mut reader).map_err(Failure::layer(path))?;
                 origin.add_libvirt(&image);
                 reader = image.open(reader, StreamOffset(image.stream_offset()));
             }
@@ -153,7 +159,11 @@ pub(crate) fn unwrap_reader(
             }
             layer => {
                 origin.layers.0.push(layer);
-                return Ok(Unwrapped { bytes: Bytes::Incoming(Incoming::new(path, reader)), origin });
+                let incoming = Incoming::new(path, reader);
+                // Decoders take memory too: what they leave of it.
+                let is_bare = origin.layers.0.len() == 1;
+                let incoming = if is_bare { incoming } else { incoming.with_chunk_len(UNPACKED_LEN) };
+                return Ok(Unwrapped { bytes: Bytes::Incoming(incoming), origin });
             }
         }
     }
@@ -169,6 +179,12 @@ impl Origin {
         self.layers.0.push(image.layer());
         self.domain_xml = Some(image.xml.clone());
     }
+}
+
+/// The failure of something that is no longer than `len` to have anything at
+/// `offset`.
+pub(crate) fn ends_before(path: &Path, offset: u64, len: u64) -> Failure {
+    Failure::Other(format!("{}: --offset {offset:#x} is behind its end, at {len:#x}", path.display()))
 }
 
 fn too_deep(path: &Path, origin: &Origin) -> Failure {
@@ -196,7 +212,7 @@ fn rest_of(path: &Path, file: &File, range: &Range<u64>) -> Result<io::Take<File
 /// Opens an image's snapshots.
 pub(crate) fn open_image(path: &Path, file: File) -> Result<Qcow2<ImageFile>, Failure> {
     let file = ImageFile::new(file).map_err(Failure::file(path))?;
-    Qcow2::open(file).map_err(Failure::input(path))
+    Qcow2::open(file).map_err(Failure::layer(path))
 }
 
 /// The VM state of the snapshot that is asked for, or the only one.
@@ -208,7 +224,7 @@ fn open_snapshot(
 ) -> Result<Scattered, Failure> {
     let image: &'static Qcow2<ImageFile> = Box::leak(Box::new(open_image(path, file)?));
     let snapshot = choose(path, image, args.snapshot.as_deref())?;
-    let state = image.vm_state(snapshot).map_err(Failure::input(path))?;
+    let state = image.vm_state(snapshot).map_err(Failure::layer(path))?;
     if image.is_corrupt() {
         let text = "QEMU has marked this image corrupt: clusters may have been written over";
         origin.warnings.push(text.to_owned());
@@ -228,7 +244,7 @@ fn choose<'i>(path: &Path, image: &'i Qcow2<ImageFile>, name: Option<&str>) -> R
     match (with_state.next(), with_state.next()) {
         (Some(only), None) => Ok(only),
         (None, _) => Err(Failure::Other(format!(
-            "{}: a qcow2 image without a snapshot that has VM state; there are {} snapshots of disks alone",
+            "{}: no snapshot of this qcow2 image has VM state; snapshots of the disk alone: {}",
             path.display(),
             image.snapshots().len()
         ))),

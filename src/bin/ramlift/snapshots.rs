@@ -98,9 +98,16 @@ pub(crate) fn print(snapshots: &[SnapshotReport], path: &Path, json: bool) -> Re
     let mut out = terminal::stdout();
     let mut list = || {
         writeln!(out, "{}", ramlift::Idstr::from(path.as_str()))?;
-        writeln!(out, "  layers        qcow2, {} snapshots", snapshots.len())?;
+        let count = snapshots.len();
+        writeln!(
+            out,
+            "  layers        qcow2, {count} {}",
+            if count == 1 { "snapshot" } else { "snapshots" }
+        )?;
         snapshots.iter().try_for_each(|snapshot| writeln!(out, "  snapshot      {snapshot}"))?;
-        writeln!(out, "\n--snapshot ID|TAG chooses one")
+        let has_state = snapshots.iter().any(|snapshot| snapshot.vm_state_size > 0);
+        let what = if has_state { "--snapshot ID|TAG chooses one" } else { "no snapshot has VM state" };
+        writeln!(out, "\n{what}")
     };
     list().map_err(Failure::stdout)?;
     terminal::finish(out)?;

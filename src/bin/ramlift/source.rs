@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
+use ramlift::wrapper::Layer;
 use ramlift::wrapper::compression::BEHIND_DATA;
 use ramlift::{Error, ErrorKind, Incoming, Input, Kept, Progress, Stream};
 use rustix::fs::{Advice, fadvise};
@@ -107,10 +108,22 @@ pub(crate) fn open_path(path: &Path, args: &LayerArgs) -> Result<Opened, Failure
 
 /// Opens the stream at `path`, or at standard input for `-`.
 fn open_layers(path: &Path, args: &LayerArgs) -> Result<Unwrapped, Failure> {
+    let unwrapped = open_any(path, args)?;
+    let layers = &unwrapped.origin.layers;
+    let is_image = layers.0.iter().any(|layer| matches!(layer, Layer::Qcow2 { .. }));
+    if args.snapshot.is_some() && !is_image {
+        let text = format!("--snapshot is for qcow2 images, and this is {layers}");
+        return Err(Failure::Other(format!("{}: {text}", name(path).display())));
+    }
+    Ok(unwrapped)
+}
+
+/// The same, whatever snapshot is asked for.
+fn open_any(path: &Path, args: &LayerArgs) -> Result<Unwrapped, Failure> {
     if path == STDIN {
         let path = name(path);
         let mut file = stdin().map_err(Failure::file(path))?;
-        skip(&mut file, args.offset).map_err(Failure::file(path))?;
+        skip(path, &mut file, args.offset)?;
         return layers::unwrap_reader(path, Box::new(file), args, Origin::default());
     }
     let kind = std::fs::metadata(path).map_err(Failure::file(path))?.file_type();
@@ -120,7 +133,7 @@ fn open_layers(path: &Path, args: &LayerArgs) -> Result<Unwrapped, Failure> {
     }
     if kind.is_fifo() {
         let mut file = File::open(path).map_err(Failure::file(path))?;
-        skip(&mut file, args.offset).map_err(Failure::file(path))?;
+        skip(path, &mut file, args.offset)?;
         return layers::unwrap_reader(path, Box::new(file), args, Origin::default());
     }
     let what = if kind.is_dir() { "a directory" } else { "no file, block device or pipe" };
@@ -128,13 +141,14 @@ fn open_layers(path: &Path, args: &LayerArgs) -> Result<Unwrapped, Failure> {
 }
 
 /// The name of what is read, for messages.
-fn name(path: &Path) -> &Path {
+pub(crate) fn name(path: &Path) -> &Path {
     if path == STDIN { Path::new(NAME) } else { path }
 }
 
 /// Passes over bytes before the stream.
-fn skip(file: &mut File, len: u64) -> io::Result<()> {
-    io::copy(&mut file.take(len), &mut io::sink()).map(drop)
+fn skip(path: &Path, file: &mut File, len: u64) -> Result<(), Failure> {
+    let skipped = io::copy(&mut file.take(len), &mut io::sink()).map_err(Failure::file(path))?;
+    if skipped < len { Err(layers::ends_before(path, len, skipped)) } else { Ok(()) }
 }
 
 /// Standard input, without a buffer of its own, and with as much room in the
