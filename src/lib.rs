@@ -75,6 +75,7 @@ mod arch;
 mod block_files;
 mod body;
 mod boundary;
+pub mod cpu;
 mod cursor;
 mod error;
 mod extract;

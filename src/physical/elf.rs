@@ -57,6 +57,8 @@ pub struct VirtualRange {
 pub struct Core {
     /// The guest's architecture; `EM_NONE`, little-endian, if it is unknown.
     pub architecture: Option<Architecture>,
+    /// The byte order of the file, which is that of the guest's kernel.
+    pub is_big_endian: bool,
     /// In the order that they stand in.
     pub notes: Vec<Note>,
     /// Segments more, by virtual address, of memory that has one by physical
@@ -101,7 +103,7 @@ pub fn plan(layout: &Layout, core: &Core) -> Result<Plan> {
         segment(elf::PT_LOAD, offset_of(memory.start), alias.start, memory.clone(), len, ALIGN)
     });
     let segments: Vec<ProgramHeader> = std::iter::once(note).chain(loads).chain(aliases).collect();
-    plan.put_head(0, [headers(core.architecture, &segments)?, notes].concat());
+    plan.put_head(0, [headers(core, &segments)?, notes].concat());
     Ok(plan)
 }
 
@@ -158,15 +160,16 @@ fn segment(
 }
 
 /// The ELF header and the program headers.
-fn headers(architecture: Option<Architecture>, segments: &[ProgramHeader]) -> Result<Vec<u8>> {
-    let endianness = if is_big_endian(architecture) { Endianness::Big } else { Endianness::Little };
+fn headers(core: &Core, segments: &[ProgramHeader]) -> Result<Vec<u8>> {
+    let endianness = if core.is_big_endian { Endianness::Big } else { Endianness::Little };
+    let machine = core.architecture.map(|architecture| elf::Machine(architecture.e_machine()));
     let mut bytes = Vec::new();
     let mut writer = Writer::new(endianness, true, &mut bytes);
     writer.reserve_file_header();
     writer.reserve_program_headers(u32::try_from(segments.len()).unwrap_or(u32::MAX));
     let header = FileHeader {
         e_type: elf::ET_CORE,
-        e_machine: architecture.map_or(elf::EM_NONE, |architecture| elf::Machine(architecture.e_machine())),
+        e_machine: machine.unwrap_or(elf::EM_NONE),
         ..FileHeader::default()
     };
     let refused = |error: object::write::Error| {
@@ -178,10 +181,6 @@ fn headers(architecture: Option<Architecture>, segments: &[ProgramHeader]) -> Re
     Ok(bytes)
 }
 
-fn is_big_endian(architecture: Option<Architecture>) -> bool {
-    architecture.is_some_and(Architecture::is_big_endian)
-}
-
 /// The notes one behind the other:
 ///
 /// ```text
@@ -189,11 +188,10 @@ fn is_big_endian(architecture: Option<Architecture>) -> bool {
 /// name, to a multiple of 4; what it says, to a multiple of 4
 /// ```
 fn notes(core: &Core) -> Vec<u8> {
-    let word =
-        |value: usize| match (u32::try_from(value).unwrap_or(u32::MAX), is_big_endian(core.architecture)) {
-            (value, true) => value.to_be_bytes(),
-            (value, false) => value.to_le_bytes(),
-        };
+    let word = |value: usize| match (u32::try_from(value).unwrap_or(u32::MAX), core.is_big_endian) {
+        (value, true) => value.to_be_bytes(),
+        (value, false) => value.to_le_bytes(),
+    };
     let mut bytes = Vec::new();
     for note in &core.notes {
         bytes.extend(word(note.name.len() + 1));

@@ -28,6 +28,8 @@ pub(crate) enum Command {
     State(StateArgs),
     /// Say where guest-physical memory is, and how that is known
     Layout(LayoutCommandArgs),
+    /// Print the registers of each vCPU, as QEMU's `info registers -a` does
+    Cpu(CpuArgs),
     /// Print the stream's own description, JSON as QEMU wrote it
     Desc(DescArgs),
     /// Do what QEMU's scripts/analyze-migration.py does: same options, same files, same text
@@ -152,6 +154,15 @@ pub(crate) struct LayoutCommandArgs {
     pub(crate) source: SourceArgs,
     #[command(flatten)]
     pub(crate) layout: LayoutArgs,
+    /// Print JSON, as docs/json.md describes it
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct CpuArgs {
+    #[command(flatten)]
+    pub(crate) source: SourceArgs,
     /// Print JSON, as docs/json.md describes it
     #[arg(long)]
     pub(crate) json: bool,

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use ramlift::cpu::{self, Vcpus};
 use ramlift::physical::{self, Core, Layout, Plan, elf, lime, raw};
 use ramlift::{Architecture, Input, Progress, Ram, Stream};
 
@@ -71,13 +72,13 @@ fn write(
         let why = layout::warnings(stream, &layout).join("; ");
         return Err(Failure::Other(format!("{}: no RAM has a place: {why}", path.display())));
     }
-    let plan = plan(format, stream, &layout).map_err(&fail)?;
+    let mut warnings = origin.warnings.clone();
+    let plan = plan(format, stream, &layout, &mut warnings).map_err(&fail)?;
     let write =
         |progress: &Progress| physical::write(ram, &layout, &plan, &staged.path(), Some(input), progress);
     let bar = progress::is_visible(args.quiet);
     progress::watch(bar, "writing", physical::progress_len(ram, &layout), write)
         .map_err(|error| Failure::Other(staged.shown(&Failure::from(error).to_string())))?;
-    let mut warnings = origin.warnings.clone();
     warnings.extend(info::warnings(stream));
     warnings.extend(layout::warnings(stream, &layout));
     let is_partial = layout::is_partial(&layout)
@@ -86,16 +87,32 @@ fn write(
     Ok((warnings, is_partial))
 }
 
-fn plan(format: Format, stream: &Stream<'_>, layout: &Layout) -> ramlift::Result<Plan> {
+fn plan(
+    format: Format,
+    stream: &Stream<'_>,
+    layout: &Layout,
+    warnings: &mut Vec<String>,
+) -> ramlift::Result<Plan> {
     Ok(match format {
         Format::Lime => lime::plan(layout),
         Format::Raw => raw::plan(layout),
-        Format::Elf | Format::Blocks => elf::plan(layout, &core(stream))?,
+        Format::Elf | Format::Blocks => elf::plan(layout, &core(stream, warnings))?,
     })
 }
 
-fn core(stream: &Stream<'_>) -> Core {
-    Core { architecture: Architecture::of(stream), ..Core::default() }
+/// What a core file tells beside memory. A vCPU that cannot be read has no
+/// notes: that is warned of.
+fn core(stream: &Stream<'_>, warnings: &mut Vec<String>) -> Core {
+    let Vcpus { vcpus, failures } = cpu::vcpus(stream);
+    warnings.extend(failures.iter().map(|failure| format!("not in the core file: {failure}")));
+    let (architecture, is_big_endian) = match cpu::core_kind(&vcpus) {
+        Some(kind) => (Some(kind.architecture), kind.is_big_endian),
+        None => {
+            let architecture = Architecture::of(stream);
+            (architecture, architecture.is_some_and(Architecture::is_big_endian))
+        }
+    };
+    Core { architecture, is_big_endian, notes: cpu::notes(&vcpus), ..Core::default() }
 }
 
 /// Whether the stream has no page of a block that is in the layout.

@@ -72,7 +72,10 @@ pub(super) fn reason(idstr: &Idstr) -> Option<&'static str> {
         Some("flash memory")
     } else if has(b"vram") || has(b"vga.") || has(b"ramfb") {
         Some("video memory")
-    } else if name.ends_with(b".l2lim") || name.contains(&b'/') && !name.starts_with(b"/objects/") {
+    } else if name.ends_with(b".l2lim")
+        || name.starts_with(b"homer-")
+        || name.contains(&b'/') && !name.starts_with(b"/objects/")
+    {
         Some("memory of a device")
     } else {
         None
