@@ -20,9 +20,10 @@ use crate::vmstate::State;
 /// What KVM's names of 64-bit system registers begin with; below it stands
 /// `op0 << 14 | op1 << 11 | CRn << 7 | CRm << 3 | op2`.
 const SYSTEM_64: u64 = 0x6030_0000_0013_0000;
-/// The part of a name that says that it is of a 64-bit processor.
-const KIND: u64 = 0xff00_0000_0000_0000;
-const KIND_64: u64 = 0x6000_0000_0000_0000;
+/// Registers that 64-bit processors alone have: `ID_AA64DFR0_EL1`,
+/// `ID_AA64ISAR0_EL1`, `FPCR`. Those that 32-bit ones have too are named in both
+/// ways.
+const OF_64: [u64; 3] = [SYSTEM_64 | 0xc028, SYSTEM_64 | 0xc030, SYSTEM_64 | 0xda20];
 /// SCTLR of a 32-bit processor, as KVM names it.
 const SCTLR_32: u64 = 0x4020_0000_000f_0800;
 
@@ -61,7 +62,7 @@ pub(super) fn is_big_endian(vcpu: &Vcpu) -> bool {
 pub(super) fn read(state: &State<'_, '_>) -> Result<(Architecture, Registers)> {
     let names = words(state, "cpreg_vmstate_indexes");
     let values = words(state, "cpreg_vmstate_values");
-    let architecture = match names.iter().any(|name| name & KIND == KIND_64) {
+    let architecture = match names.iter().any(|name| OF_64.contains(name)) {
         true => Architecture::Aarch64,
         false => Architecture::Arm,
     };
@@ -227,7 +228,7 @@ pub(super) fn write_64(f: &mut fmt::Formatter<'_>, vcpu: &Vcpu) -> fmt::Result {
     if traps_floating(vcpu, el) {
         return writeln!(f, "    FPU disabled");
     }
-    writeln!(f, "    FPCR={:08x} FPSR={:08x}", vcpu.get("fpcr"), vcpu.get("fpsr"))?;
+    writeln!(f, "     FPCR={:08x} FPSR={:08x}", vcpu.get("fpcr"), vcpu.get("fpsr"))?;
     let vector = |(nth, name): (usize, String)| {
         let [low, high] = vcpu.pair(&name);
         format!("Q{nth:02}={high:016x}:{low:016x}")

@@ -96,9 +96,10 @@ fn put_vectors(registers: &mut Registers, state: &State<'_, '_>) {
         registers.put_some(fpu, &[("fpscr", "env.fpscr")]);
     }
     let Some(altivec) = of("cpu/altivec") else { return };
+    // As the host has them, the low half first on all hosts but big-endian ones.
     for (nth, field) in fields(altivec, "env.vsr").enumerate() {
         if let Value::Words(words) = &field.value {
-            registers.put_words(format!("vr{nth}"), words.iter().rev().copied().collect());
+            registers.put_words(format!("vr{nth}"), words.clone());
         }
     }
     if let Ok(vscr) = word(altivec, "vscr") {

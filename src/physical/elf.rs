@@ -187,7 +187,7 @@ fn headers(core: &Core, segments: &[ProgramHeader]) -> Result<Vec<u8>> {
 /// 32 bits: length of the name, with its NUL; length of what it says; kind
 /// name, to a multiple of 4; what it says, to a multiple of 4
 /// ```
-fn notes(core: &Core) -> Vec<u8> {
+pub(super) fn notes(core: &Core) -> Vec<u8> {
     let word = |value: usize| match (u32::try_from(value).unwrap_or(u32::MAX), core.is_big_endian) {
         (value, true) => value.to_be_bytes(),
         (value, false) => value.to_le_bytes(),

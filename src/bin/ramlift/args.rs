@@ -92,6 +92,9 @@ pub(crate) struct ExtractArgs {
     /// file name + ".extracted", or the format's name, in the current directory]
     #[arg(short, long, value_name = "PATH")]
     pub(crate) output: Option<PathBuf>,
+    /// How --format kdump compresses
+    #[arg(long, value_enum, value_name = "METHOD", default_value_t = Compress::Zstd)]
+    pub(crate) compress: Compress,
     #[command(flatten)]
     pub(crate) layout: LayoutArgs,
     /// Write only this RAM block's image; may be given again
@@ -131,8 +134,22 @@ pub(crate) enum Format {
     Elf,
     /// A LiME image of guest-physical memory
     Lime,
+    /// An AVML image of guest-physical memory, compressed by snappy
+    Avml,
+    /// A compressed dump as kdump's makedumpfile writes it, with the vCPUs'
+    /// registers: for crash, drgn, makedumpfile
+    Kdump,
     /// Guest-physical memory with nothing around it: offset = address
     Raw,
+}
+
+/// How a compressed dump is compressed.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Compress {
+    /// For readers of all ages
+    Zlib,
+    /// Faster, and as small
+    Zstd,
 }
 
 // What is known of the guest's memory beside the stream.

@@ -1,12 +1,13 @@
 //! `ramlift extract --format`: guest-physical memory as one file.
 
 use std::io::Write;
+use std::path::Path;
 
 use ramlift::cpu::{self, Vcpus};
-use ramlift::physical::{self, Core, Layout, Plan, elf, lime, raw};
+use ramlift::physical::{self, Avml, Compression, Core, Kdump, Layout, Plan, elf, lime, raw};
 use ramlift::{Architecture, Input, Progress, Ram, Stream};
 
-use crate::args::{ExtractArgs, Format};
+use crate::args::{Compress, ExtractArgs, Format};
 use crate::exit::{Exit, Failure};
 use crate::extract::{default_target, open_shared, supply_shared};
 use crate::images::Status;
@@ -49,6 +50,8 @@ fn extension(format: Format) -> &'static str {
         Format::Blocks => "extracted",
         Format::Elf => "elf",
         Format::Lime => "lime",
+        Format::Avml => "avml",
+        Format::Kdump => "kdump",
         Format::Raw => "raw",
     }
 }
@@ -73,11 +76,10 @@ fn write(
         return Err(Failure::Other(format!("{}: no RAM has a place: {why}", path.display())));
     }
     let mut warnings = origin.warnings.clone();
-    let plan = plan(format, stream, &layout, &mut warnings).map_err(&fail)?;
-    let write =
-        |progress: &Progress| physical::write(ram, &layout, &plan, &staged.path(), Some(input), progress);
+    let file = File::of(args, format, stream, (ram, &layout), &mut warnings).map_err(&fail)?;
+    let write = |progress: &Progress| file.write((ram, &layout), &staged.path(), input, progress);
     let bar = progress::is_visible(args.quiet);
-    progress::watch(bar, "writing", physical::progress_len(ram, &layout), write)
+    progress::watch(bar, "writing", file.progress_len(ram, &layout), write)
         .map_err(|error| Failure::Other(staged.shown(&Failure::from(error).to_string())))?;
     warnings.extend(info::warnings(stream));
     warnings.extend(layout::warnings(stream, &layout));
@@ -87,17 +89,58 @@ fn write(
     Ok((warnings, is_partial))
 }
 
-fn plan(
-    format: Format,
-    stream: &Stream<'_>,
-    layout: &Layout,
-    warnings: &mut Vec<String>,
-) -> ramlift::Result<Plan> {
-    Ok(match format {
-        Format::Lime => lime::plan(layout),
-        Format::Raw => raw::plan(layout),
-        Format::Elf | Format::Blocks => elf::plan(layout, &core(stream, warnings))?,
-    })
+/// A file of guest-physical memory, whatever its format.
+enum File<'r, 'a> {
+    Plan(Plan),
+    Avml(Avml<'r, 'a>),
+    Kdump(Box<Kdump<'r, 'a>>),
+}
+
+impl<'r, 'a> File<'r, 'a> {
+    fn of(
+        args: &ExtractArgs,
+        format: Format,
+        stream: &Stream<'_>,
+        (ram, layout): (&'r Ram<'a>, &'r Layout),
+        warnings: &mut Vec<String>,
+    ) -> ramlift::Result<Self> {
+        Ok(match format {
+            Format::Lime => Self::Plan(lime::plan(layout)),
+            Format::Raw => Self::Plan(raw::plan(layout)),
+            Format::Avml => Self::Avml(Avml::new(ram, layout)),
+            Format::Kdump => {
+                let compression = match args.compress {
+                    Compress::Zlib => Compression::Zlib,
+                    Compress::Zstd => Compression::Zstd,
+                };
+                Self::Kdump(Box::new(Kdump::new(ram, layout, &core(stream, warnings), compression)?))
+            }
+            Format::Elf | Format::Blocks => Self::Plan(elf::plan(layout, &core(stream, warnings))?),
+        })
+    }
+
+    /// The bytes that [`write`](Self::write) counts.
+    fn progress_len(&self, ram: &Ram<'_>, layout: &Layout) -> u64 {
+        match self {
+            Self::Plan(_) => physical::progress_len(ram, layout),
+            Self::Avml(avml) => avml.progress_len(),
+            Self::Kdump(kdump) => kdump.progress_len(),
+        }
+    }
+
+    fn write(
+        &self,
+        (ram, layout): (&Ram<'_>, &Layout),
+        path: &Path,
+        input: &Input,
+        progress: &Progress,
+    ) -> ramlift::Result<()> {
+        match self {
+            Self::Plan(plan) => physical::write(ram, layout, plan, path, Some(input), progress),
+            Self::Avml(avml) => avml.write(path, progress),
+            Self::Kdump(kdump) => kdump.write(path, progress),
+        }
+    }
 }
 
 /// What a core file tells beside memory. A vCPU that cannot be read has no

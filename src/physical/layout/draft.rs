@@ -214,7 +214,7 @@ impl<'r> Draft<'r> {
 }
 
 /// What is left of a range without others, in any order.
-fn without(range: Range<u64>, mut holes: Vec<Range<u64>>) -> Vec<Range<u64>> {
+pub(super) fn without(range: Range<u64>, mut holes: Vec<Range<u64>>) -> Vec<Range<u64>> {
     holes.sort_unstable_by_key(|hole| hole.start);
     let mut left = Vec::new();
     let mut from = range.start;
