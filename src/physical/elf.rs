@@ -4,7 +4,8 @@
 //! ```text
 //! ELF header | program headers | notes | …to 4 KiB | memory | …to 4 KiB | memory
 //!              PT_NOTE first, then one PT_LOAD a range: p_paddr = address,
-//!              p_vaddr = 0, p_filesz = p_memsz, p_offset a multiple of 4 KiB
+//!              p_vaddr = 0, p_filesz = p_memsz, p_offset a multiple of 4 KiB,
+//!              p_align = 0
 //! ```
 //!
 //! Zero pages are holes of the file, not missing from it: readers pass over a
@@ -27,6 +28,10 @@ use crate::units::PhysicalAddress;
 
 /// What segments begin at multiples of, in the file.
 const ALIGN: u64 = 4096;
+
+/// `p_align` of memory, as QEMU has it: crash takes a file with another for one
+/// of netdump, whose kernel KASLR has not moved.
+const LOAD_ALIGN: u64 = 0;
 
 /// The most program headers: from 65535 on their number is elsewhere, where
 /// no reader of cores looks.
@@ -95,12 +100,19 @@ pub fn plan(layout: &Layout, core: &Core) -> Result<Plan> {
     let note =
         segment(elf::PT_NOTE, notes_at, 0, PhysicalAddress(0)..PhysicalAddress(0), notes.len() as u64, 4);
     let loads = ranges.iter().map(|range| {
-        segment(elf::PT_LOAD, offset_of(range.start), 0, range.clone(), range.end.0 - range.start.0, ALIGN)
+        segment(
+            elf::PT_LOAD,
+            offset_of(range.start),
+            0,
+            range.clone(),
+            range.end.0 - range.start.0,
+            LOAD_ALIGN,
+        )
     });
     let aliases = aliases.iter().map(|alias| {
         let memory = &alias.memory;
         let len = memory.end.0 - memory.start.0;
-        segment(elf::PT_LOAD, offset_of(memory.start), alias.start, memory.clone(), len, ALIGN)
+        segment(elf::PT_LOAD, offset_of(memory.start), alias.start, memory.clone(), len, LOAD_ALIGN)
     });
     let segments: Vec<ProgramHeader> = std::iter::once(note).chain(loads).chain(aliases).collect();
     plan.put_head(0, [headers(core, &segments)?, notes].concat());
