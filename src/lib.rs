@@ -80,6 +80,7 @@ mod cursor;
 mod error;
 mod extract;
 mod feed;
+pub mod guest;
 mod header;
 mod idstr;
 mod input;

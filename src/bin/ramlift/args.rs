@@ -75,6 +75,10 @@ pub(crate) struct InfoArgs {
     /// Print JSON, as docs/json.md describes it
     #[arg(long)]
     pub(crate) json: bool,
+    /// Look everywhere in the guest's memory for what runs in it. Otherwise only
+    /// what the index has been next to anyway is looked at
+    #[arg(long, conflicts_with = "xml")]
+    pub(crate) guest: bool,
     /// Print the domain XML of a libvirt save image, and nothing else
     #[arg(long, conflicts_with = "json")]
     pub(crate) xml: bool,
@@ -97,6 +101,10 @@ pub(crate) struct ExtractArgs {
     pub(crate) compress: Compress,
     #[command(flatten)]
     pub(crate) layout: LayoutArgs,
+    /// Put memory into an ELF file by the kernel's virtual addresses too, so
+    /// that plain gdb finds it by symbols (Linux on x86-64 and aarch64)
+    #[arg(long)]
+    pub(crate) vaddr: bool,
     /// Write only this RAM block's image; may be given again
     #[arg(long = "block", value_name = "IDSTR")]
     pub(crate) blocks: Vec<String>,

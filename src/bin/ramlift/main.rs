@@ -9,6 +9,7 @@ mod desc;
 mod exit;
 mod extract;
 mod generate;
+mod guest;
 mod images;
 mod info;
 mod layers;

@@ -4,7 +4,8 @@ use std::io::Write;
 use std::path::Path;
 
 use ramlift::cpu::{self, Vcpus};
-use ramlift::physical::{self, Avml, Compression, Core, Kdump, Layout, Plan, elf, lime, raw};
+use ramlift::guest::{self, Depth, Linux};
+use ramlift::physical::{self, Avml, Compression, Core, Kdump, Layout, PhysicalMemory, Plan, elf, lime, raw};
 use ramlift::{Architecture, Input, Progress, Ram, Stream};
 
 use crate::args::{Compress, ExtractArgs, Format};
@@ -20,6 +21,9 @@ pub(crate) fn extract(args: &ExtractArgs, format: Format) -> Result<Exit, Failur
     if !args.blocks.is_empty() || args.block_devices || args.read_once {
         let text = "--block, --block-devices and --read-once are for --format blocks";
         return Err(Failure::Other(text.to_owned()));
+    }
+    if args.vaddr && format != Format::Elf {
+        return Err(Failure::Other("--vaddr is for --format elf".to_owned()));
     }
     let path = &args.source.stream;
     let target = args.output.clone().map_or_else(|| default_target(path, extension(format)), Ok)?;
@@ -76,7 +80,7 @@ fn write(
         return Err(Failure::Other(format!("{}: no RAM has a place: {why}", path.display())));
     }
     let mut warnings = origin.warnings.clone();
-    let file = File::of(args, format, stream, (ram, &layout), &mut warnings).map_err(&fail)?;
+    let file = File::of(args, format, stream, PhysicalMemory::new(ram, &layout), &mut warnings)?;
     let write = |progress: &Progress| file.write((ram, &layout), &staged.path(), input, progress);
     let bar = progress::is_visible(args.quiet);
     progress::watch(bar, "writing", file.progress_len(ram, &layout), write)
@@ -101,9 +105,11 @@ impl<'r, 'a> File<'r, 'a> {
         args: &ExtractArgs,
         format: Format,
         stream: &Stream<'_>,
-        (ram, layout): (&'r Ram<'a>, &'r Layout),
+        memory: PhysicalMemory<'r, 'a>,
         warnings: &mut Vec<String>,
-    ) -> ramlift::Result<Self> {
+    ) -> Result<Self, Failure> {
+        let (ram, layout) = (memory.ram(), memory.layout());
+        let fail = Failure::input(&args.source.stream);
         Ok(match format {
             Format::Lime => Self::Plan(lime::plan(layout)),
             Format::Raw => Self::Plan(raw::plan(layout)),
@@ -113,9 +119,13 @@ impl<'r, 'a> File<'r, 'a> {
                     Compress::Zlib => Compression::Zlib,
                     Compress::Zstd => Compression::Zstd,
                 };
-                Self::Kdump(Box::new(Kdump::new(ram, layout, &core(stream, warnings), compression)?))
+                let core = core(args, stream, memory, warnings)?;
+                Self::Kdump(Box::new(Kdump::new(ram, layout, &core, compression).map_err(fail)?))
             }
-            Format::Elf | Format::Blocks => Self::Plan(elf::plan(layout, &core(stream, warnings))?),
+            Format::Elf | Format::Blocks => {
+                let core = core(args, stream, memory, warnings)?;
+                Self::Plan(elf::plan(layout, &core).map_err(fail)?)
+            }
         })
     }
 
@@ -143,9 +153,38 @@ impl<'r, 'a> File<'r, 'a> {
     }
 }
 
+/// Adds what the guest's kernel tells.
+fn add_guest(
+    args: &ExtractArgs,
+    stream: &Stream<'_>,
+    memory: PhysicalMemory<'_, '_>,
+    core: &mut Core,
+) -> Result<(), Failure> {
+    let path = &args.source.stream;
+    let fail = Failure::input(path);
+    let linux = Linux::find(stream, memory, Depth::Starts).map_err(&fail)?;
+    match &linux {
+        Some(linux) if args.vaddr => {
+            core.virtual_ranges = guest::kernel_ranges(&memory, linux).map_err(&fail)?
+        }
+        None if args.vaddr => {
+            let text = "--vaddr: no kernel of Linux is found in memory that tells where it is (VMCOREINFO)";
+            return Err(Failure::Other(format!("{}: {text}", path.display())));
+        }
+        _ => {}
+    }
+    core.notes.extend(linux.map(|linux| linux.vmcoreinfo.to_note()));
+    Ok(())
+}
+
 /// What a core file tells beside memory. A vCPU that cannot be read has no
 /// notes: that is warned of.
-fn core(stream: &Stream<'_>, warnings: &mut Vec<String>) -> Core {
+fn core(
+    args: &ExtractArgs,
+    stream: &Stream<'_>,
+    memory: PhysicalMemory<'_, '_>,
+    warnings: &mut Vec<String>,
+) -> Result<Core, Failure> {
     let Vcpus { vcpus, failures } = cpu::vcpus(stream);
     warnings.extend(failures.iter().map(|failure| format!("not in the core file: {failure}")));
     let (architecture, is_big_endian) = match cpu::core_kind(&vcpus) {
@@ -155,7 +194,9 @@ fn core(stream: &Stream<'_>, warnings: &mut Vec<String>) -> Core {
             (architecture, architecture.is_some_and(Architecture::is_big_endian))
         }
     };
-    Core { architecture, is_big_endian, notes: cpu::notes(&vcpus), ..Core::default() }
+    let mut core = Core { architecture, is_big_endian, notes: cpu::notes(&vcpus), ..Core::default() };
+    add_guest(args, stream, memory, &mut core)?;
+    Ok(core)
 }
 
 /// Whether the stream has no page of a block that is in the layout.
