@@ -19,4 +19,5 @@ pub mod fixtures;
 pub mod going_by;
 pub mod hostile;
 pub mod naive;
+pub mod physical;
 pub mod synth;
