@@ -113,7 +113,12 @@ def set_registers(directory: Path, binary: str, mode: tuple[tuple[str, int], ...
     """Gives each register of each vCPU bytes of its own, and those of `mode` what
     it says. Returns how many took it."""
     stub = Stub(directory)
-    features = stub.features()
+    try:
+        features = stub.features()
+    except StreamError:
+        # Targets that do not describe their registers: MIPS.
+        stub.close()
+        return 0
     count = 0
     for vcpu, thread in enumerate(stub.threads()):
         stub.ask(f"Hg{thread}")
