@@ -10,8 +10,9 @@ from pathlib import Path
 PT_LOAD, PT_NOTE = 1, 4
 CHUNK = 16 << 20
 
-# Where QEMU writes the process id in the byte order of the machine it runs on.
-HOST_ORDER = {(22, "CORE", 1): range(32, 36)}
+# Where QEMU 7.2 has the process id in the byte order of the machine it runs on, or
+# none.
+HOST_ORDER = {(machine, "CORE", 1): range(32, 36) for machine in (21, 22)}
 
 FLAT_RANGE = re.compile(
     r"^\s+(?P<start>[0-9a-f]{16})-(?P<end>[0-9a-f]{16}) \(prio -?\d+, (?P<kind>[^)]*)\): "

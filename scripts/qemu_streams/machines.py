@@ -81,7 +81,7 @@ MACHINES = [
         options=("-cpu", "cortex-a57"),
     ),
     Machine(
-        "virt-aarch64-dimm", "aarch64", "virt", 512, "mach-virt.ram", dimm=256,
+        "virt-aarch64-dimm", "aarch64", "virt", 512, "mach-virt.ram", dimm=256, blank=True,
         options=("-cpu", "cortex-a57"),
     ),
     Machine(
@@ -92,7 +92,10 @@ MACHINES = [
         "virt-arm", "arm", "virt", 512, "mach-virt.ram", options=("-cpu", "cortex-a15")
     ),
     Machine("virt-riscv64", "riscv64", "virt", 1536, "riscv_virt_board.ram"),
-    Machine("virt-riscv64-numa", "riscv64", "virt", 1024, nodes=(256, 768)),
+    Machine(
+        "virt-riscv64-numa", "riscv64", "virt", 1024, nodes=(256, 768),
+        options=("-smp", "2"),
+    ),
     Machine("pseries", "ppc64", "pseries", 1536, "ppc_spapr.ram"),
     Machine("pseries-numa", "ppc64", "pseries", 1024, nodes=(512, 512)),
     Machine("pseries-dimm", "ppc64", "pseries", 512, "ppc_spapr.ram", dimm=256),

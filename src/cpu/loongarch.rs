@@ -13,11 +13,6 @@ use crate::error::Result;
 use crate::physical::Note;
 use crate::vmstate::State;
 
-const GENERAL: [&str; 32] = [
-    "r0", "ra", "tp", "sp", "a0", "a1", "a2", "a3", "a4", "a5", "a6", "a7", "t0", "t1", "t2", "t3", "t4",
-    "t5", "t6", "t7", "t8", "r21", "s9", "s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8",
-];
-
 const CONTROL: [(&str, &str); 14] = [
     ("crmd", "env.CSR_CRMD"),
     ("prmd", "env.CSR_PRMD"),
@@ -38,7 +33,7 @@ const CONTROL: [(&str, &str); 14] = [
 pub(super) fn read(state: &State<'_, '_>) -> Result<Registers> {
     let mut registers = Registers::default();
     registers.put_each(state, &[("pc", "env.pc")])?;
-    registers.put_array(state, "env.gpr", GENERAL)?;
+    registers.put_array(state, "env.gpr", numbered("r", 32))?;
     registers.put_some(state, &CONTROL);
     let prcfg = [("prcfg1", "env.CSR_PRCFG1"), ("prcfg2", "env.CSR_PRCFG2"), ("prcfg3", "env.CSR_PRCFG3")];
     registers.put_some(state, &prcfg);
@@ -61,7 +56,7 @@ pub(super) fn read(state: &State<'_, '_>) -> Result<Registers> {
 
 pub(super) fn notes(vcpu: &Vcpu) -> Vec<Note> {
     let mut prstatus = Desc::prstatus_64(vcpu, false);
-    prstatus.registers(vcpu, GENERAL);
+    prstatus.registers(vcpu, numbered("r", 32));
     prstatus.zeros(8);
     prstatus.registers(vcpu, ["era", "badv"]);
     prstatus.zeros(10 * 8);
@@ -75,13 +70,16 @@ pub(super) fn notes(vcpu: &Vcpu) -> Vec<Note> {
     vec![prstatus.note("CORE", nt::PRSTATUS), fpu.note("CORE", nt::PRFPREG)]
 }
 
+/// Control registers stand one to a line: QEMU's table of them changes with
+/// what it knows.
 pub(super) fn write(f: &mut fmt::Formatter<'_>, vcpu: &Vcpu) -> fmt::Result {
     let get = |name: &str| vcpu.get(name);
     writeln!(f, " PC={:016x}  FCSR0 0x{:08x}", get("pc"), get("fcsr0"))?;
-    for (nth, names) in GENERAL.chunks(4).enumerate() {
-        let cells: Vec<String> = names.iter().map(|name| format!("{name} {:016x}", get(name))).collect();
-        writeln!(f, " GPR{:02}: {}", nth * 4, cells.join(" "))?;
-    }
+    let mut general: Vec<String> =
+        numbered("r", 32).map(|name| format!("{name} {:016x}", get(&name))).collect();
+    let first = general.iter_mut().enumerate().step_by(4);
+    first.for_each(|(nth, cell)| cell.insert_str(0, &format!(" GPR{nth:02}: ")));
+    write_rows(f, 4, general)?;
     for (name, _) in CONTROL.iter().take(8) {
         writeln!(f, "{}={:016x}", name.to_uppercase(), get(name))?;
     }

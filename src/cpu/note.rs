@@ -5,6 +5,9 @@
 //! of each vCPU   QEMU, x86 alone: segments and control registers
 //! ```
 //!
+//! As in QEMU 10: 7.2 had the process id in the byte order of the machine it
+//! runs on (IBM Z), or none (POWER).
+//!
 //! Source followed: QEMU `dump/dump.c` (`write_elf64_notes`),
 //! `target/*/arch_dump.c`.
 

@@ -115,9 +115,7 @@ mod nt_ppc {
 }
 
 pub(super) fn notes(vcpu: &Vcpu, is_big_endian: bool) -> Vec<Note> {
-    // No process id: QEMU writes none.
-    let mut prstatus = Desc::new(is_big_endian);
-    prstatus.zeros(112);
+    let mut prstatus = Desc::prstatus_64(vcpu, is_big_endian);
     prstatus.registers(vcpu, numbered("r", 32));
     prstatus.registers(vcpu, ["nip", "msr", "", "ctr", "lr", "xer", "cr"]);
     prstatus.zeros(5 * 8 + 40);

@@ -20,4 +20,5 @@ pub mod going_by;
 pub mod hostile;
 pub mod kernel;
 pub mod naive;
+pub mod physical;
 pub mod synth;
