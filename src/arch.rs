@@ -25,6 +25,20 @@ pub enum Architecture {
 }
 
 impl Architecture {
+    /// What QEMU calls it, as in `qemu-system-…`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::I386 => "i386",
+            Self::X86_64 => "x86_64",
+            Self::Arm => "arm",
+            Self::Aarch64 => "aarch64",
+            Self::Ppc64 => "ppc64",
+            Self::S390x => "s390x",
+            Self::Riscv64 => "riscv64",
+            Self::Loongarch64 => "loongarch64",
+        }
+    }
+
     /// Its number in an ELF header, `e_machine`.
     pub fn e_machine(self) -> u16 {
         match self {
@@ -39,16 +53,43 @@ impl Architecture {
         }
     }
 
-    /// Whether a core file of it is big-endian. POWER guests can be of either
-    /// order; QEMU's own core files of those that run Linux are little-endian
-    /// if the guest takes interrupts so.
+    /// Whether it is big-endian and nothing else. Guests of some others can be
+    /// of either order: [`core_kind`](crate::cpu::core_kind) knows.
     pub fn is_big_endian(self) -> bool {
         matches!(self, Self::S390x)
     }
 
-    /// The architecture of a stream's guest, by its machine type, RAM blocks
-    /// and `cpu` sections. `None` if it is none of these.
+    /// The architecture of a stream's guest, by what describes its `cpu`
+    /// sections, or without a description by its RAM blocks. `None` if it is
+    /// none of these. A stream is x86-64 or 64-bit Arm as long as nothing says
+    /// that its QEMU or its processor has 32 bits: see [`crate::cpu`].
     pub fn of(stream: &Stream<'_>) -> Option<Self> {
+        Self::of_description(stream).or_else(|| Self::of_blocks(stream))
+    }
+
+    /// By fields that one target alone has.
+    fn of_description(stream: &Stream<'_>) -> Option<Self> {
+        const FIELDS: [(&str, Architecture); 6] = [
+            ("env.segs", Architecture::X86_64),
+            ("env.xregs", Architecture::Aarch64),
+            ("env.crf", Architecture::Ppc64),
+            ("env.psw.mask", Architecture::S390x),
+            ("env.mhartid", Architecture::Riscv64),
+            ("env.CSR_CRMD", Architecture::Loongarch64),
+        ];
+        let of_cpu = stream.devices().filter(|device| device.section.handler.idstr == "cpu");
+        let fields = &of_cpu.filter_map(|device| device.desc).next()?.vmsd.fields;
+        let find = |name: &str| fields.iter().find(|field| field.name == name);
+        let (_, architecture) = FIELDS.iter().find(|(name, _)| find(name).is_some())?;
+        // Those of 32 bits have other names elsewhere.
+        let is_known = match architecture {
+            Self::Ppc64 | Self::Riscv64 => find("env.gpr").is_some_and(|field| field.size == 8),
+            _ => true,
+        };
+        is_known.then_some(*architecture)
+    }
+
+    fn of_blocks(stream: &Stream<'_>) -> Option<Self> {
         let ram = stream.ram()?;
         let has = |idstr: &[u8]| ram.find(idstr).is_some();
         match () {

@@ -142,6 +142,26 @@ fn scatter_over(
     outcomes.into_iter().collect()
 }
 
+/// Gathers ranges of blocks in whatever order they are asked for: for formats
+/// that have one of their own. Takes a buffer of [`WINDOW_LEN`].
+pub(crate) struct RangeGather<'r, 'a, S>(Gather<'r, 'a, S, Fresh>);
+
+impl<'r, 'a, S: ImageSink> RangeGather<'r, 'a, S> {
+    pub(crate) fn new(ram: &'r Ram<'a>, sink: &'r S) -> Self {
+        Self(Gather::new(ram, sink, Fresh))
+    }
+
+    /// Hands what `range` of `block` holds to the sink, whole pages, zeros left
+    /// out. It is no longer than a window.
+    pub(crate) fn range(&mut self, block: BlockId, range: Range<u64>) -> Result<()> {
+        let used_length = self.0.ram.block(block).map_or(0, |block| block.used_length);
+        let page_len = self.0.ram.page_size().bytes();
+        let start = range.start / page_len * page_len;
+        let end = range.end.checked_next_multiple_of(page_len).unwrap_or(range.end).min(used_length);
+        if start < end { self.0.piece(block, start, end) } else { Ok(()) }
+    }
+}
+
 /// What images hold before pages are written to them.
 trait Before: Copy + Sync {
     /// Windows whose place is claimed at once, if they will be written.

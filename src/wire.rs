@@ -144,6 +144,15 @@ pub(crate) mod limit {
     pub(crate) const WAITING_RECORDS: usize = 1 << 20;
     /// Descriptions tried when more than one place looks like one.
     pub(crate) const VMDESC_CANDIDATES: usize = 8;
+    /// Places in guest memory that are looked at as VMCOREINFO: real guests
+    /// have some 10. Each takes at most 64 KiB to be read.
+    pub(crate) const VMCOREINFO_CANDIDATES: usize = 4096;
+    /// How much of a Linux kernel's image is searched for its banner, which is
+    /// behind the code. Distributions' kernels have some 30 MB of that.
+    pub(crate) const KERNEL_IMAGE_LEN: u64 = 256 << 20;
+    /// Page tables of the guest that are read. As many as map 512 GiB by 4 KiB,
+    /// and any guest there is by larger pages.
+    pub(crate) const PAGE_TABLES: u64 = 1 << 18;
 }
 
 /// Bytes in QEMU's pointer arrays: from `vmstate_info_nullptr`

@@ -4,7 +4,8 @@
 //! ```text
 //! ELF header | program headers | notes | …to 4 KiB | memory | …to 4 KiB | memory
 //!              PT_NOTE first, then one PT_LOAD a range: p_paddr = address,
-//!              p_vaddr = 0, p_filesz = p_memsz, p_offset a multiple of 4 KiB
+//!              p_vaddr = 0, p_filesz = p_memsz, p_offset a multiple of 4 KiB,
+//!              p_align = 0
 //! ```
 //!
 //! Zero pages are holes of the file, not missing from it: readers pass over a
@@ -27,6 +28,10 @@ use crate::units::PhysicalAddress;
 
 /// What segments begin at multiples of, in the file.
 const ALIGN: u64 = 4096;
+
+/// `p_align` of memory, as QEMU has it: crash takes a file with another for one
+/// of netdump, whose kernel KASLR has not moved.
+const LOAD_ALIGN: u64 = 0;
 
 /// The most program headers: from 65535 on their number is elsewhere, where
 /// no reader of cores looks.
@@ -57,6 +62,8 @@ pub struct VirtualRange {
 pub struct Core {
     /// The guest's architecture; `EM_NONE`, little-endian, if it is unknown.
     pub architecture: Option<Architecture>,
+    /// The byte order of the file, which is that of the guest's kernel.
+    pub is_big_endian: bool,
     /// In the order that they stand in.
     pub notes: Vec<Note>,
     /// Segments more, by virtual address, of memory that has one by physical
@@ -93,15 +100,22 @@ pub fn plan(layout: &Layout, core: &Core) -> Result<Plan> {
     let note =
         segment(elf::PT_NOTE, notes_at, 0, PhysicalAddress(0)..PhysicalAddress(0), notes.len() as u64, 4);
     let loads = ranges.iter().map(|range| {
-        segment(elf::PT_LOAD, offset_of(range.start), 0, range.clone(), range.end.0 - range.start.0, ALIGN)
+        segment(
+            elf::PT_LOAD,
+            offset_of(range.start),
+            0,
+            range.clone(),
+            range.end.0 - range.start.0,
+            LOAD_ALIGN,
+        )
     });
     let aliases = aliases.iter().map(|alias| {
         let memory = &alias.memory;
         let len = memory.end.0 - memory.start.0;
-        segment(elf::PT_LOAD, offset_of(memory.start), alias.start, memory.clone(), len, ALIGN)
+        segment(elf::PT_LOAD, offset_of(memory.start), alias.start, memory.clone(), len, LOAD_ALIGN)
     });
     let segments: Vec<ProgramHeader> = std::iter::once(note).chain(loads).chain(aliases).collect();
-    plan.put_head(0, [headers(core.architecture, &segments)?, notes].concat());
+    plan.put_head(0, [headers(core, &segments)?, notes].concat());
     Ok(plan)
 }
 
@@ -158,15 +172,16 @@ fn segment(
 }
 
 /// The ELF header and the program headers.
-fn headers(architecture: Option<Architecture>, segments: &[ProgramHeader]) -> Result<Vec<u8>> {
-    let endianness = if is_big_endian(architecture) { Endianness::Big } else { Endianness::Little };
+fn headers(core: &Core, segments: &[ProgramHeader]) -> Result<Vec<u8>> {
+    let endianness = if core.is_big_endian { Endianness::Big } else { Endianness::Little };
+    let machine = core.architecture.map(|architecture| elf::Machine(architecture.e_machine()));
     let mut bytes = Vec::new();
     let mut writer = Writer::new(endianness, true, &mut bytes);
     writer.reserve_file_header();
     writer.reserve_program_headers(u32::try_from(segments.len()).unwrap_or(u32::MAX));
     let header = FileHeader {
         e_type: elf::ET_CORE,
-        e_machine: architecture.map_or(elf::EM_NONE, |architecture| elf::Machine(architecture.e_machine())),
+        e_machine: machine.unwrap_or(elf::EM_NONE),
         ..FileHeader::default()
     };
     let refused = |error: object::write::Error| {
@@ -178,22 +193,17 @@ fn headers(architecture: Option<Architecture>, segments: &[ProgramHeader]) -> Re
     Ok(bytes)
 }
 
-fn is_big_endian(architecture: Option<Architecture>) -> bool {
-    architecture.is_some_and(Architecture::is_big_endian)
-}
-
 /// The notes one behind the other:
 ///
 /// ```text
 /// 32 bits: length of the name, with its NUL; length of what it says; kind
 /// name, to a multiple of 4; what it says, to a multiple of 4
 /// ```
-fn notes(core: &Core) -> Vec<u8> {
-    let word =
-        |value: usize| match (u32::try_from(value).unwrap_or(u32::MAX), is_big_endian(core.architecture)) {
-            (value, true) => value.to_be_bytes(),
-            (value, false) => value.to_le_bytes(),
-        };
+pub(super) fn notes(core: &Core) -> Vec<u8> {
+    let word = |value: usize| match (u32::try_from(value).unwrap_or(u32::MAX), core.is_big_endian) {
+        (value, true) => value.to_be_bytes(),
+        (value, false) => value.to_le_bytes(),
+    };
     let mut bytes = Vec::new();
     for note in &core.notes {
         bytes.extend(word(note.name.len() + 1));

@@ -30,7 +30,8 @@ pub fn unpack_channels(name: &str) -> Vec<Vec<u8>> {
     channels.iter().map(|channel| unpack_file(channel["file"].as_str().unwrap())).collect()
 }
 
-fn unpack_file(file: &str) -> Vec<u8> {
+/// A file of `tests/data`, unpacked.
+pub fn unpack_file(file: &str) -> Vec<u8> {
     let packed = fs::read(data(file)).unwrap();
     if !file.ends_with(".zst") {
         return packed;

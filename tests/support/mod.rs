@@ -18,5 +18,7 @@ pub mod cli;
 pub mod fixtures;
 pub mod going_by;
 pub mod hostile;
+pub mod kernel;
 pub mod naive;
+pub mod physical;
 pub mod synth;

@@ -28,6 +28,8 @@ pub(crate) enum Command {
     State(StateArgs),
     /// Say where guest-physical memory is, and how that is known
     Layout(LayoutCommandArgs),
+    /// Print the registers of each vCPU, as QEMU's `info registers -a` does
+    Cpu(CpuArgs),
     /// Print the stream's own description, JSON as QEMU wrote it
     Desc(DescArgs),
     /// Do what QEMU's scripts/analyze-migration.py does: same options, same files, same text
@@ -73,6 +75,10 @@ pub(crate) struct InfoArgs {
     /// Print JSON, as docs/json.md describes it
     #[arg(long)]
     pub(crate) json: bool,
+    /// Look everywhere in the guest's memory for what runs in it. Otherwise only
+    /// what the index has been next to anyway is looked at
+    #[arg(long, conflicts_with = "xml")]
+    pub(crate) guest: bool,
     /// Print the domain XML of a libvirt save image, and nothing else
     #[arg(long, conflicts_with = "json")]
     pub(crate) xml: bool,
@@ -90,8 +96,15 @@ pub(crate) struct ExtractArgs {
     /// file name + ".extracted", or the format's name, in the current directory]
     #[arg(short, long, value_name = "PATH")]
     pub(crate) output: Option<PathBuf>,
+    /// How --format kdump compresses
+    #[arg(long, value_enum, value_name = "METHOD", default_value_t = Compress::Zstd)]
+    pub(crate) compress: Compress,
     #[command(flatten)]
     pub(crate) layout: LayoutArgs,
+    /// Put memory into an ELF file by the kernel's virtual addresses too, so
+    /// that plain gdb finds it by symbols (Linux on x86-64 and aarch64)
+    #[arg(long)]
+    pub(crate) vaddr: bool,
     /// Write only this RAM block's image; may be given again
     #[arg(long = "block", value_name = "IDSTR")]
     pub(crate) blocks: Vec<String>,
@@ -129,8 +142,22 @@ pub(crate) enum Format {
     Elf,
     /// A LiME image of guest-physical memory
     Lime,
+    /// An AVML image of guest-physical memory, compressed by snappy
+    Avml,
+    /// A compressed dump as kdump's makedumpfile writes it, with the vCPUs'
+    /// registers: for crash, drgn, makedumpfile
+    Kdump,
     /// Guest-physical memory with nothing around it: offset = address
     Raw,
+}
+
+/// How a compressed dump is compressed.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Compress {
+    /// For readers of all ages
+    Zlib,
+    /// Faster, and as small
+    Zstd,
 }
 
 // What is known of the guest's memory beside the stream.
@@ -152,6 +179,15 @@ pub(crate) struct LayoutCommandArgs {
     pub(crate) source: SourceArgs,
     #[command(flatten)]
     pub(crate) layout: LayoutArgs,
+    /// Print JSON, as docs/json.md describes it
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct CpuArgs {
+    #[command(flatten)]
+    pub(crate) source: SourceArgs,
     /// Print JSON, as docs/json.md describes it
     #[arg(long)]
     pub(crate) json: bool,

@@ -55,6 +55,7 @@ pub(crate) fn run(args: &ExtractArgs) -> Result<Exit, Failure> {
     }
     let pool = pool.build().map_err(|error| Failure::Other(format!("threads: {error}")))?;
     pool.install(|| match args.format {
+        Format::Blocks if args.vaddr => Err(Failure::Other("--vaddr is for --format elf".to_owned())),
         Format::Blocks => extract(args),
         format => physical::extract(args, format),
     })

@@ -10,9 +10,10 @@ use serde::Serialize;
 
 use crate::args::InfoArgs;
 use crate::exit::{Exit, Failure};
+use crate::guest::GuestReport;
 use crate::layers::Origin;
 use crate::snapshots::{self, SnapshotReport};
-use crate::{source, terminal};
+use crate::{channels, progress, source, terminal};
 
 /// The output of `info --json`.
 #[derive(Serialize)]
@@ -32,6 +33,7 @@ struct Report {
     commands: Vec<Command>,
     sections: Vec<SectionReport>,
     description: Option<DescriptionReport>,
+    guest: GuestReport,
     end: u64,
     salvaged: bool,
     lost: Vec<Lost>,
@@ -221,6 +223,13 @@ pub(crate) fn run(args: &InfoArgs) -> Result<Exit, Failure> {
     {
         return snapshots::print(&snapshots, &args.source.stream, args.json);
     }
+    if args.guest {
+        // Memory can only be looked at where it can be gone back to.
+        let source = &args.source;
+        let (input, origin) = source::open_unpacked(&source.stream, &source.layers, source.salvage)?;
+        let bar = progress::is_visible(false);
+        return channels::with_channels(source, &input, bar, |stream| print(args, &stream, &origin));
+    }
     source::with_stream(&args.source, |stream, origin| print(args, stream, origin))
 }
 
@@ -228,7 +237,7 @@ fn print(args: &InfoArgs, stream: &Stream<'_>, origin: &Origin) -> Result<Exit, 
     if args.xml {
         return print_xml(&args.source.stream, origin);
     }
-    let report = report(&args.source.stream, origin, stream);
+    let report = report(args, origin, stream);
     if args.json {
         terminal::print_json(&report)?;
     } else {
@@ -250,7 +259,7 @@ fn print_xml(path: &Path, origin: &Origin) -> Result<Exit, Failure> {
     Ok(Exit::Complete)
 }
 
-fn report(path: &Path, origin: &Origin, stream: &Stream<'_>) -> Report {
+fn report(args: &InfoArgs, origin: &Origin, stream: &Stream<'_>) -> Report {
     let configuration = stream.configuration();
     let capabilities =
         configuration.map(|configuration| configuration.capabilities.as_slice()).unwrap_or_default();
@@ -261,7 +270,7 @@ fn report(path: &Path, origin: &Origin, stream: &Stream<'_>) -> Report {
     });
     Report {
         ramlift: env!("CARGO_PKG_VERSION"),
-        source: Source::of(path, origin),
+        source: Source::of(&args.source.stream, origin),
         format: "QEVM version 3",
         machine: configuration.map(|configuration| configuration.machine.to_string()),
         page_size: stream.ram().map(|ram| ram.page_size().bytes()),
@@ -275,6 +284,7 @@ fn report(path: &Path, origin: &Origin, stream: &Stream<'_>) -> Report {
         commands: stream.commands().iter().map(command).collect(),
         sections: sections(stream),
         description,
+        guest: GuestReport::of(stream, origin, args.guest),
         end: stream.end().0,
         salvaged: is_salvaged(stream),
         lost: lost(stream),
@@ -408,6 +418,7 @@ fn write_text(out: &mut impl Write, report: &Report, stream: &Stream<'_>) -> io:
         )?,
         None => writeln!(out, "  description   none")?,
     }
+    report.guest.write_text(out)?;
     write_blocks(out, report)?;
     write_sections(out, report, stream)?;
     for warning in &report.warnings {

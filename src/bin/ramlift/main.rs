@@ -4,10 +4,12 @@ mod analyze_migration;
 mod args;
 mod block_devices;
 mod channels;
+mod cpu;
 mod desc;
 mod exit;
 mod extract;
 mod generate;
+mod guest;
 mod images;
 mod info;
 mod layers;
@@ -46,6 +48,7 @@ fn main() -> std::process::ExitCode {
         Command::Extract(args) => extract::run(args),
         Command::State(args) => state::run(args),
         Command::Layout(args) => layout::run(args),
+        Command::Cpu(args) => cpu::run(args),
         Command::Desc(args) => desc::run(args),
         Command::AnalyzeMigration(args) => analyze_migration::run(args),
         Command::Generate(args) => generate::run(args),

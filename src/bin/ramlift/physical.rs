@@ -1,11 +1,14 @@
 //! `ramlift extract --format`: guest-physical memory as one file.
 
 use std::io::Write;
+use std::path::Path;
 
-use ramlift::physical::{self, Core, Layout, Plan, elf, lime, raw};
+use ramlift::cpu::{self, Vcpus};
+use ramlift::guest::{self, Depth, Linux};
+use ramlift::physical::{self, Avml, Compression, Core, Kdump, Layout, PhysicalMemory, Plan, elf, lime, raw};
 use ramlift::{Architecture, Input, Progress, Ram, Stream};
 
-use crate::args::{ExtractArgs, Format};
+use crate::args::{Compress, ExtractArgs, Format};
 use crate::exit::{Exit, Failure};
 use crate::extract::{default_target, open_shared, supply_shared};
 use crate::images::Status;
@@ -18,6 +21,9 @@ pub(crate) fn extract(args: &ExtractArgs, format: Format) -> Result<Exit, Failur
     if !args.blocks.is_empty() || args.block_devices || args.read_once {
         let text = "--block, --block-devices and --read-once are for --format blocks";
         return Err(Failure::Other(text.to_owned()));
+    }
+    if args.vaddr && format != Format::Elf {
+        return Err(Failure::Other("--vaddr is for --format elf".to_owned()));
     }
     let path = &args.source.stream;
     let target = args.output.clone().map_or_else(|| default_target(path, extension(format)), Ok)?;
@@ -48,6 +54,8 @@ fn extension(format: Format) -> &'static str {
         Format::Blocks => "extracted",
         Format::Elf => "elf",
         Format::Lime => "lime",
+        Format::Avml => "avml",
+        Format::Kdump => "kdump",
         Format::Raw => "raw",
     }
 }
@@ -71,13 +79,12 @@ fn write(
         let why = layout::warnings(stream, &layout).join("; ");
         return Err(Failure::Other(format!("{}: no RAM has a place: {why}", path.display())));
     }
-    let plan = plan(format, stream, &layout).map_err(&fail)?;
-    let write =
-        |progress: &Progress| physical::write(ram, &layout, &plan, &staged.path(), Some(input), progress);
-    let bar = progress::is_visible(args.quiet);
-    progress::watch(bar, "writing", physical::progress_len(ram, &layout), write)
-        .map_err(|error| Failure::Other(staged.shown(&Failure::from(error).to_string())))?;
     let mut warnings = origin.warnings.clone();
+    let file = File::of(args, format, stream, PhysicalMemory::new(ram, &layout), &mut warnings)?;
+    let write = |progress: &Progress| file.write((ram, &layout), &staged.path(), input, progress);
+    let bar = progress::is_visible(args.quiet);
+    progress::watch(bar, "writing", file.progress_len(ram, &layout), write)
+        .map_err(|error| Failure::Other(staged.shown(&Failure::from(error).to_string())))?;
     warnings.extend(info::warnings(stream));
     warnings.extend(layout::warnings(stream, &layout));
     let is_partial = layout::is_partial(&layout)
@@ -86,16 +93,110 @@ fn write(
     Ok((warnings, is_partial))
 }
 
-fn plan(format: Format, stream: &Stream<'_>, layout: &Layout) -> ramlift::Result<Plan> {
-    Ok(match format {
-        Format::Lime => lime::plan(layout),
-        Format::Raw => raw::plan(layout),
-        Format::Elf | Format::Blocks => elf::plan(layout, &core(stream))?,
-    })
+/// A file of guest-physical memory, whatever its format.
+enum File<'r, 'a> {
+    Plan(Plan),
+    Avml(Avml<'r, 'a>),
+    Kdump(Box<Kdump<'r, 'a>>),
 }
 
-fn core(stream: &Stream<'_>) -> Core {
-    Core { architecture: Architecture::of(stream), ..Core::default() }
+impl<'r, 'a> File<'r, 'a> {
+    fn of(
+        args: &ExtractArgs,
+        format: Format,
+        stream: &Stream<'_>,
+        memory: PhysicalMemory<'r, 'a>,
+        warnings: &mut Vec<String>,
+    ) -> Result<Self, Failure> {
+        let (ram, layout) = (memory.ram(), memory.layout());
+        let fail = Failure::input(&args.source.stream);
+        Ok(match format {
+            Format::Lime => Self::Plan(lime::plan(layout)),
+            Format::Raw => Self::Plan(raw::plan(layout)),
+            Format::Avml => Self::Avml(Avml::new(ram, layout)),
+            Format::Kdump => {
+                let compression = match args.compress {
+                    Compress::Zlib => Compression::Zlib,
+                    Compress::Zstd => Compression::Zstd,
+                };
+                let core = core(args, stream, memory, warnings)?;
+                Self::Kdump(Box::new(Kdump::new(ram, layout, &core, compression).map_err(fail)?))
+            }
+            Format::Elf | Format::Blocks => {
+                let core = core(args, stream, memory, warnings)?;
+                Self::Plan(elf::plan(layout, &core).map_err(fail)?)
+            }
+        })
+    }
+
+    /// The bytes that [`write`](Self::write) counts.
+    fn progress_len(&self, ram: &Ram<'_>, layout: &Layout) -> u64 {
+        match self {
+            Self::Plan(_) => physical::progress_len(ram, layout),
+            Self::Avml(avml) => avml.progress_len(),
+            Self::Kdump(kdump) => kdump.progress_len(),
+        }
+    }
+
+    fn write(
+        &self,
+        (ram, layout): (&Ram<'_>, &Layout),
+        path: &Path,
+        input: &Input,
+        progress: &Progress,
+    ) -> ramlift::Result<()> {
+        match self {
+            Self::Plan(plan) => physical::write(ram, layout, plan, path, Some(input), progress),
+            Self::Avml(avml) => avml.write(path, progress),
+            Self::Kdump(kdump) => kdump.write(path, progress),
+        }
+    }
+}
+
+/// Adds what the guest's kernel tells.
+fn add_guest(
+    args: &ExtractArgs,
+    stream: &Stream<'_>,
+    memory: PhysicalMemory<'_, '_>,
+    core: &mut Core,
+) -> Result<(), Failure> {
+    let path = &args.source.stream;
+    let fail = Failure::input(path);
+    let linux = Linux::find(stream, memory, Depth::Starts).map_err(&fail)?;
+    match &linux {
+        Some(linux) if args.vaddr => {
+            core.virtual_ranges = guest::kernel_ranges(&memory, linux).map_err(&fail)?
+        }
+        None if args.vaddr => {
+            let text = "--vaddr: no kernel of Linux is found in memory that tells where it is (VMCOREINFO)";
+            return Err(Failure::Other(format!("{}: {text}", path.display())));
+        }
+        _ => {}
+    }
+    core.notes.extend(linux.map(|linux| linux.vmcoreinfo.to_note()));
+    Ok(())
+}
+
+/// What a core file tells beside memory. A vCPU that cannot be read has no
+/// notes: that is warned of.
+fn core(
+    args: &ExtractArgs,
+    stream: &Stream<'_>,
+    memory: PhysicalMemory<'_, '_>,
+    warnings: &mut Vec<String>,
+) -> Result<Core, Failure> {
+    let Vcpus { vcpus, failures } = cpu::vcpus(stream);
+    warnings.extend(failures.iter().map(|failure| format!("not in the core file: {failure}")));
+    let (architecture, is_big_endian) = match cpu::core_kind(&vcpus) {
+        Some(kind) => (Some(kind.architecture), kind.is_big_endian),
+        None => {
+            let architecture = Architecture::of(stream);
+            (architecture, architecture.is_some_and(Architecture::is_big_endian))
+        }
+    };
+    let mut core = Core { architecture, is_big_endian, notes: cpu::notes(&vcpus), ..Core::default() };
+    add_guest(args, stream, memory, &mut core)?;
+    Ok(core)
 }
 
 /// Whether the stream has no page of a block that is in the layout.

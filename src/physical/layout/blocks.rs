@@ -1,12 +1,12 @@
 //! Which RAM blocks are what: the board's RAM, memory plugged in, or no RAM.
 
 use super::Assumption;
-use super::draft::Draft;
+use super::draft::{Draft, without};
+use super::virtio_mem;
 use crate::idstr::Idstr;
 use crate::ram::Ram;
 use crate::stream::Stream;
 use crate::units::{BlockId, PhysicalAddress};
-use crate::vmstate::{State, Virtio};
 
 /// The blocks that are the board's RAM, in the order in which it is a row.
 ///
@@ -72,23 +72,43 @@ pub(super) fn reason(idstr: &Idstr) -> Option<&'static str> {
         Some("flash memory")
     } else if has(b"vram") || has(b"vga.") || has(b"ramfb") {
         Some("video memory")
-    } else if name.ends_with(b".l2lim") || name.contains(&b'/') && !name.starts_with(b"/objects/") {
+    } else if name.ends_with(b".l2lim")
+        || name.starts_with(b"homer-")
+        || name == b"virt.secure-ram"
+        || name.contains(&b'/') && !name.starts_with(b"/objects/")
+    {
         Some("memory of a device")
     } else {
         None
     }
 }
 
+/// The most parts that the memory of one virtio-mem device has a place each
+/// for. Guests that give it back have a few.
+const PARTS: usize = 4096;
+
 /// Places memory that was plugged in, as far as something tells where.
 pub(super) fn place_plugged(stream: &Stream<'_>, ram: &Ram<'_>, draft: &mut Draft<'_>) {
-    for (path, address, len) in virtio_mem(stream) {
+    for (path, memory) in virtio_mem::devices(stream) {
         // Its block is called by the path of the device and a backend's name.
         let is_its = |idstr: &Idstr| {
             idstr.as_bytes().strip_prefix(&path[..]).is_some_and(|rest| rest.starts_with(b"/"))
         };
-        let block = ram.blocks().find(|(_, block, _)| is_its(&block.idstr) && block.used_length == len);
-        if let Some((block, ..)) = block {
-            draft.place(block, 0..len, address, "virtio-mem: its own state says where".into());
+        let block =
+            ram.blocks().find(|(_, block, _)| is_its(&block.idstr) && block.used_length == memory.len);
+        let Some((block, ..)) = block else { continue };
+        if memory.plugged.len() > PARTS {
+            let derived = "virtio-mem, plugged in in too many parts to have a place each: all of it";
+            draft.place(block, 0..memory.len, memory.address, derived.into());
+            continue;
+        }
+        for part in &memory.plugged {
+            if let Some(address) = memory.address.checked_add(part.start) {
+                draft.place(block, part.clone(), address, "virtio-mem: its own state says where".into());
+            }
+        }
+        for part in without(0..memory.len, memory.plugged) {
+            draft.leave(block, part, "virtio-mem that is not plugged in");
         }
     }
     let mut left: Vec<(BlockId, u64)> =
@@ -125,44 +145,4 @@ fn place_dimms(ram: &Ram<'_>, draft: &mut Draft<'_>, dimms: &[(BlockId, u64)]) {
         draft.place(*block, 0..*len, PhysicalAddress(address), derived.into());
         next = address.saturating_add(*len);
     }
-}
-
-/// Path of each virtio-mem device, address and length of its memory: in a
-/// section before RAM since QEMU 8.0, before that in the device's own.
-fn virtio_mem(stream: &Stream<'_>) -> Vec<(Vec<u8>, PhysicalAddress, u64)> {
-    let place = |device: crate::stream::Device<'_>| {
-        let name = device.section.handler.idstr.as_bytes();
-        let end = memchr::memmem::rfind(name, b"/virtio-mem")?;
-        let (address, len) = place_of(&device.decode().ok()?, 0)?;
-        Some((name.get(..end)?.to_vec(), address, len))
-    };
-    stream.devices().filter_map(place).collect()
-}
-
-/// The checks that virtio-mem makes when it is loaded name its place.
-fn place_of(state: &State<'_, '_>, depth: usize) -> Option<(PhysicalAddress, u64)> {
-    const DEPTH: usize = 4;
-    let number = |name: &str| state.field(name)?.value.as_u64();
-    if let (Some(address), Some(len)) = (number("addr"), number("region_size")) {
-        return Some((PhysicalAddress(address), len));
-    }
-    let inner = state.fields.iter().filter_map(|field| field.value.as_struct());
-    let inner = inner.chain(state.subsections.iter().map(|subsection| &subsection.state));
-    let inner = inner.filter(|_| depth < DEPTH).find_map(|inner| place_of(inner, depth + 1));
-    inner.or_else(|| place_in_blob(state))
-}
-
-/// The same checks as they stand in the opaque state of a virtio device:
-///
-/// ```text
-/// be64 addr  be64 region_size  be64 block_size  …
-/// ```
-fn place_in_blob(state: &State<'_, '_>) -> Option<(PhysicalAddress, u64)> {
-    let virtio = state.fields.iter().find_map(|field| Virtio::of(field)?.ok())?;
-    let (address, rest) = virtio.device.split_first_chunk()?;
-    let (len, rest) = rest.split_first_chunk()?;
-    let block_len = u64::from_be_bytes(*rest.first_chunk()?);
-    let (address, len) = (u64::from_be_bytes(*address), u64::from_be_bytes(*len));
-    let is_sane = block_len.is_power_of_two() && (address | len).is_multiple_of(block_len) && len > 0;
-    is_sane.then_some((PhysicalAddress(address), len))
 }

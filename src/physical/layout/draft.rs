@@ -97,8 +97,13 @@ impl<'r> Draft<'r> {
     /// Says why a range of the board's RAM has no place.
     pub(super) fn leave_main(&mut self, range: Range<u64>, reason: &'static str) {
         for (block, part, _) in self.main_parts(range) {
-            self.left.push((block, part, reason));
+            self.leave(block, part, reason);
         }
+    }
+
+    /// Says why bytes of a block have no place.
+    pub(super) fn leave(&mut self, block: BlockId, part: Range<u64>, reason: &'static str) {
+        self.left.push((block, part, reason));
     }
 
     /// The parts of blocks that a range of the board's RAM is, and how far
@@ -214,7 +219,7 @@ impl<'r> Draft<'r> {
 }
 
 /// What is left of a range without others, in any order.
-fn without(range: Range<u64>, mut holes: Vec<Range<u64>>) -> Vec<Range<u64>> {
+pub(super) fn without(range: Range<u64>, mut holes: Vec<Range<u64>>) -> Vec<Range<u64>> {
     holes.sort_unstable_by_key(|hole| hole.start);
     let mut left = Vec::new();
     let mut from = range.start;

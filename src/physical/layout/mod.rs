@@ -10,6 +10,7 @@ mod blocks;
 mod boards;
 mod domain;
 mod draft;
+mod virtio_mem;
 mod x86;
 
 use std::borrow::Cow;
@@ -20,6 +21,7 @@ use boards::Board;
 use draft::Draft;
 use x86::Pc;
 
+use crate::arch::Architecture;
 use crate::error::{Error, ErrorKind, Result};
 use crate::idstr::Idstr;
 use crate::stream::Stream;
@@ -132,7 +134,7 @@ impl Layout {
             let told = x86::told_to_firmware(stream).and_then(|(below, above)| below.checked_add(above));
             draft.set_main(blocks::main(ram, pc.ram_id(), told));
             x86::place(pc, machine, stream, &mut draft);
-        } else if let Some(board) = Board::of(machine, has) {
+        } else if let Some(board) = Board::of(machine, Architecture::of(stream), has) {
             draft.set_main(blocks::main(ram, board.ram_id.as_bytes(), None));
             board.place(&mut draft);
         } else {

@@ -16,7 +16,7 @@
 use std::ops::Range;
 
 use super::Assumption;
-use super::draft::Draft;
+use super::draft::{Draft, without};
 use crate::stream::Stream;
 use crate::vmstate::{State, Value};
 
@@ -58,6 +58,9 @@ impl Pc {
             // Distributions name their own types: what the board has tells.
             _ if has(b"/I440FX") => Some(Self::I440fx),
             _ if has(b"/mch") => Some(Self::Q35),
+            // Up to 2.2 a stream has no type, and without a description none of
+            // the devices behind RAM is known: the board that nearly all had.
+            None if stream.ram().is_some_and(|ram| ram.find(b"pc.ram").is_some()) => Some(Self::I440fx),
             _ => None,
         }
     }
@@ -103,6 +106,10 @@ fn may_go_above_1t(machine: Option<&str>) -> bool {
 /// Places RAM, which is `draft`'s row of main blocks.
 pub(super) fn place(pc: Pc, machine: Option<&str>, stream: &Stream<'_>, draft: &mut Draft<'_>) {
     let ram = draft.main_len();
+    if machine.is_none() && stream.devices().next().is_none() {
+        let text = "the board is i440FX's: of no device is anything known. Q35 has less RAM below 4 GiB";
+        draft.assume(Assumption { text: text.into(), option: Some("--below-4g") });
+    }
     let (low, how) = low_part(pc, machine, stream, draft, ram);
     place_first_mib(pc, stream, draft, low.min(MIB));
     draft.place_main(MIB.min(low)..low, MIB.min(low), how);
@@ -194,14 +201,10 @@ fn place_first_mib(pc: Pc, stream: &Stream<'_>, draft: &mut Draft<'_>, end: u64)
         true => draft.leave_main(vga, "under the window of VGA: seen in SMM alone, if at all"),
         false => draft.place_main(vga.clone(), vga.start, "RAM where VGA would be, of which there is none"),
     }
-    let bios = draft.block_len_of(b"pc.bios").min(SHADOW.end - LEGACY_BIOS);
     let shadow = match pc {
         Pc::I440fx => pam(stream, b"/I440FX", 0x59),
         Pc::Q35 => pam(stream, b"/mch", 0x90),
-        Pc::Microvm => {
-            Some(vec![(SHADOW.start..SHADOW.end - bios, true), (SHADOW.end - bios..SHADOW.end, false)])
-        }
-        Pc::Isapc => Some(vec![(SHADOW, false)]),
+        Pc::Microvm | Pc::Isapc => Some(vec![(SHADOW, false)]),
     };
     let Some(shadow) = shadow else {
         draft.leave_main(
@@ -210,15 +213,31 @@ fn place_first_mib(pc: Pc, stream: &Stream<'_>, draft: &mut Draft<'_>, end: u64)
         );
         return;
     };
+    let roms = roms(draft);
     for (range, is_ram) in shadow {
         let range = range.start.min(end)..range.end.min(end);
-        match is_ram {
-            true => {
-                draft.place_main(range.clone(), range.start, "RAM in the place of ROMs, for reads at least")
-            }
-            false => draft.leave_main(range, "under ROMs, which are shown for reads"),
+        if is_ram {
+            draft.place_main(range.clone(), range.start, "RAM in the place of ROMs, for reads at least");
+            continue;
+        }
+        for rom in &roms {
+            let rom = rom.start.max(range.start)..rom.end.min(range.end);
+            draft.leave_main(rom, "under ROMs, which are shown for reads");
+        }
+        for free in without(range, roms.to_vec()) {
+            draft.place_main(free.clone(), free.start, "RAM where no ROM is");
         }
     }
+}
+
+/// Where ROMs are below 1 MiB: the board's for those of devices from the begin
+/// on, and the end of the firmware up to the end. Firmware in flash has a copy
+/// of its own there.
+fn roms(draft: &Draft<'_>) -> [Range<u64>; 2] {
+    let devices = draft.block_len_of(b"pc.rom").min(SHADOW.end - SHADOW.start);
+    let firmware = [&b"pc.bios"[..], b"isa-bios"].map(|idstr| draft.block_len_of(idstr));
+    let firmware = firmware.into_iter().max().unwrap_or(0).min(SHADOW.end - LEGACY_BIOS);
+    [SHADOW.start..SHADOW.start + devices, SHADOW.end - firmware..SHADOW.end]
 }
 
 /// Whether any device answers where VGA's memory is.
