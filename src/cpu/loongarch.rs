@@ -48,8 +48,9 @@ pub(super) fn read(state: &State<'_, '_>) -> Result<Registers> {
                 registers.put(format!("f{nth}"), low);
             }
         }
+        // A byte for each flag, the first one lowest.
         let flags = words(fpu, "env.cf");
-        registers.put("fcc", flags.iter().rev().fold(0, |all, flag| all << 1 | flag & 1));
+        registers.put("fcc", flags.iter().rev().fold(0, |all, flag| all << 8 | flag & 0xff));
     }
     Ok(registers)
 }
