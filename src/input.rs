@@ -28,6 +28,12 @@ const CHUNKS_AHEAD: usize = 16;
 /// long for a chunk as the walk then does.
 const THREADS_AHEAD: usize = 6;
 
+/// Of so many chunks, a thread that is alone ahead brings [`BROUGHT_ALONE`],
+/// and leaves the first of each lot to the walk: by then both take as long,
+/// and never meet in one chunk.
+const LOT: usize = 3;
+const BROUGHT_ALONE: usize = 2;
+
 /// How long a thread waits that is too far ahead: less than the walk takes for
 /// the chunks between them.
 const WAIT: Duration = Duration::from_micros(50);
@@ -118,8 +124,13 @@ impl Input {
         if self.map.len() < CHUNKS_AHEAD * CHUNK_LEN || threads == 0 {
             return work();
         }
-        let ahead =
-            Ahead { map: &self.map, progress, next: AtomicUsize::new(0), is_over: AtomicBool::new(false) };
+        let ahead = Ahead {
+            map: &self.map,
+            progress,
+            is_alone: threads == 1,
+            next: AtomicUsize::new(0),
+            is_over: AtomicBool::new(false),
+        };
         rayon::in_place_scope(|scope| {
             for _ in 0..threads {
                 scope.spawn(|_| ahead.run());
@@ -135,6 +146,7 @@ impl Input {
 struct Ahead<'i> {
     map: &'i Mmap,
     progress: &'i Progress,
+    is_alone: bool,
     /// The chunk behind the last that one of them has taken.
     next: AtomicUsize,
     is_over: AtomicBool,
@@ -146,7 +158,10 @@ impl Ahead<'_> {
             // The walk is in one chunk and soon in the next.
             let walked = index(self.progress.done()).unwrap_or(usize::MAX) / CHUNK_LEN;
             let taken = self.next.load(Ordering::Relaxed);
-            let chunk = taken.max(walked.saturating_add(2));
+            let mut chunk = taken.max(walked.saturating_add(2));
+            if self.is_alone && chunk % LOT >= BROUGHT_ALONE {
+                chunk = chunk.next_multiple_of(LOT);
+            }
             if chunk > walked.saturating_add(CHUNKS_AHEAD) {
                 std::thread::sleep(WAIT);
                 continue;
