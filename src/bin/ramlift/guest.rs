@@ -58,7 +58,9 @@ impl GuestReport {
     pub(crate) fn of(stream: &Stream<'_>, origin: &Origin, everything: bool) -> Self {
         // In a mapped-ram file, or one that went by, the walk met no page.
         let has_records = stream.page_records().next().is_some();
-        let (looked_at, depth) = match (everything, has_records) {
+        // Without a processor there is no guest to look for.
+        let is_cheap = has_records && stream.vcpu_count() > 0;
+        let (looked_at, depth) = match (everything, is_cheap) {
             (true, _) => (LookedAt::Everything, Depth::Everything),
             (false, true) => (LookedAt::Starts, Depth::PlainStarts),
             (false, false) => return Self { looked_at: LookedAt::Nothing, linux: None },
