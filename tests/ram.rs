@@ -235,6 +235,22 @@ fn fill_bytes_other_than_zero_are_repeated() {
 }
 
 #[test]
+fn records_in_a_row_end_where_content_or_block_do() {
+    let blocks = [Block::new("main.ram", 7 * 4096 + 1024), Block::new("other.ram", 3072)];
+    // The first page of data shows the page size.
+    let mut records = Records::new().data("main.ram", 0, &page(1)).next_fill(0x1000, 0);
+    records = records.next_fill(0x2000, 7).next_fill(0x3000, 7).next_fill(0x4000, 0);
+    for nth in 5..8 {
+        records = records.next_data(nth << 12, &page(nth));
+    }
+    // Where the next page of the block before would be.
+    let stream = |last: Records| Synth::machine().ram(&blocks, last).finish();
+    check(&stream(records.clone().data("other.ram", 0, &page(8))), KIB_4);
+    let error = Stream::parse(&stream(records.next_data(8 << 12, &page(8)))).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::PageOutside { offset: 0x8000, .. }), "{error}");
+}
+
+#[test]
 fn continue_goes_on_with_the_block_of_the_section_before() {
     let blocks = [Block::new("a", 0x2000), Block::new("b", 0x2000)];
     let stream = Synth::machine()

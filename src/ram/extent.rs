@@ -1,11 +1,10 @@
 //! Extents: pages in a row whose records are in a row too.
 
+use super::record::WORD_LEN;
 use crate::units::TargetPageSize;
 
 /// Bytes from one fill record's byte to the next's, if they are neighbours.
-const FILL_STRIDE: u64 = 9;
-/// Bytes between two neighbouring pages of data: the second one's word.
-const WORD_LEN: u64 = 8;
+const FILL_STRIDE: u64 = WORD_LEN + 1;
 
 /// Pages in a row whose records are in a row too.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

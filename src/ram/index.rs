@@ -20,7 +20,7 @@ use std::ops::Range;
 use super::extent::{Content, Extent};
 use super::layers::{Extents, ExtentsIn, Layers};
 use super::mapped::MappedPages;
-use super::record::RecordContent;
+use super::record::{PageRecord, RecordContent};
 use super::sources::is_in_stream;
 use crate::units::{BlockOffset, StreamOffset, TargetPageSize};
 
@@ -63,6 +63,30 @@ impl IndexBuilder {
             RecordContent::Xbzrle => return self.deltas.push(Delta { page, payload }),
         };
         self.layers.push(Extent::page(page, payload.0, content), page_size);
+    }
+
+    /// Notes `count` records that go on where `record` ends. Gives the last.
+    #[inline]
+    pub(crate) fn push_neighbours(
+        &mut self,
+        record: &PageRecord,
+        count: u64,
+        page_size: TargetPageSize,
+    ) -> PageRecord {
+        let content = match record.content {
+            RecordContent::Fill(byte) => Content::Fill(byte),
+            // Of others no two are neighbours.
+            _ => Content::Data,
+        };
+        let one = Extent::page(page_size.page_of(record.offset), record.payload.0, content);
+        let (first, last) = (one.page + 1, one.page + count);
+        self.records += count;
+        self.layers.push(one.slice(first, last + 1, page_size), page_size);
+        PageRecord {
+            offset: BlockOffset(last << page_size.bits()),
+            payload: StreamOffset(one.payload_of(last, page_size)),
+            ..*record
+        }
     }
 
     /// Notes a page that stands at `place`, its neighbours right beside it.

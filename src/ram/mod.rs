@@ -388,6 +388,15 @@ struct PassCounter {
 }
 
 impl PassCounter {
+    /// Notes `count` pages that come behind the last one noted.
+    #[inline]
+    fn note_neighbours(&mut self, count: u64) {
+        if let (Some((_, page)), Some(pages)) = (&mut self.last, self.pages.last_mut()) {
+            *page += count;
+            *pages += count;
+        }
+    }
+
     #[inline]
     fn note(&mut self, record: &PageRecord, page: u64) {
         let place = (record.block, page);
@@ -538,7 +547,11 @@ impl<'a, 'p> RamReader<'a, 'p> {
             if self.gone_by.is_none() || self.has_page_size(&record, records.state()) {
                 self.note(&record, records.page_size());
             }
-            until_report -= 1;
+            let neighbours = records.skip_neighbours(&record, RECORDS_PER_REPORT);
+            if neighbours > 0 {
+                self.note_neighbours(&record, neighbours, records.page_size());
+            }
+            until_report = until_report.saturating_sub(1 + neighbours);
             if until_report == 0 {
                 self.progress.set(record.payload.0);
                 until_report = RECORDS_PER_REPORT;
@@ -558,6 +571,15 @@ impl<'a, 'p> RamReader<'a, 'p> {
         self.passes.note(record, page);
         if let Some(builder) = self.builders.get_mut(record.block.0) {
             builder.push(page, record.content, record.payload, page_size);
+        }
+    }
+
+    /// Indexes `count` records that go on where `record` ends.
+    #[inline]
+    fn note_neighbours(&mut self, record: &PageRecord, count: u64, page_size: TargetPageSize) {
+        self.passes.note_neighbours(count);
+        if let Some(builder) = self.builders.get_mut(record.block.0) {
+            self.last = Some(builder.push_neighbours(record, count, page_size));
         }
     }
 

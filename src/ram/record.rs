@@ -26,8 +26,11 @@ use crate::idstr::Idstr;
 use crate::ram::block::{BlockList, RamBlock};
 use crate::ram::page::{Inflater, compress_bound};
 use crate::ram::xbzrle;
-use crate::units::{BlockId, BlockOffset, StreamOffset, TargetPageSize};
+use crate::units::{BlockId, BlockOffset, StreamOffset, TargetPageSize, index};
 use crate::wire::ram_flag;
+
+/// Bytes of the word that a record begins with.
+pub(super) const WORD_LEN: u64 = 8;
 
 /// One page as one record gives it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -204,6 +207,44 @@ impl<'a, 's> PageRecords<'a, 's> {
         let payload = self.cursor.offset();
         let content = self.read_payload(content)?;
         Ok(Some(PageRecord { block, offset: BlockOffset(offset), content, payload }))
+    }
+
+    /// Moves behind the records that go on where `record`, the last one read,
+    /// ends: of the pages next to it, with the same content, under CONTINUE.
+    /// Gives how many; at most `most`.
+    ///
+    /// Nearly all records of a pass do. That each is the one expected takes one
+    /// comparison, and no record has to wait for the one before.
+    #[inline]
+    pub(crate) fn skip_neighbours(&mut self, record: &PageRecord, most: u64) -> u64 {
+        if self.state.certainty != Certainty::Settled {
+            return 0;
+        }
+        let page_len = self.state.page_size.bytes();
+        let (flag, payload_len) = match record.content {
+            RecordContent::Data => (ram_flag::PAGE, page_len),
+            RecordContent::Fill(_) => (ram_flag::ZERO, 1),
+            RecordContent::Compressed | RecordContent::Xbzrle => return 0,
+        };
+        let Some(record_len) = index(WORD_LEN + payload_len) else { return 0 };
+        // The last page of a block may reach beyond its length.
+        let left = self.used_length.saturating_sub(record.offset.0).div_ceil(page_len).saturating_sub(1);
+        let most = index(most.min(left)).unwrap_or(0);
+        let records = self.cursor.rest().chunks_exact(record_len).take(most);
+        let mut word = record.offset.0 | flag | ram_flag::CONTINUE;
+        let is_neighbour = |bytes: &&[u8]| {
+            word = word.wrapping_add(page_len);
+            let Some((head, payload)) = bytes.split_first_chunk() else { return false };
+            let is_alike = match record.content {
+                RecordContent::Fill(byte) => payload.first() == Some(&byte),
+                _ => true,
+            };
+            u64::from_be_bytes(*head) == word && is_alike
+        };
+        let count = records.take_while(is_neighbour).count() as u64;
+        // They are there: they have been looked at.
+        let _ = self.cursor.bytes(count * (WORD_LEN + payload_len));
+        count
     }
 
     /// Moves behind the payload of a record. Gives its content, the fill byte
