@@ -221,9 +221,15 @@ fn memory_that_is_not_there_costs_nothing() {
     }
 }
 
+/// A stream of a guest that has a processor.
+fn with_processor(memory: &Memory) -> Vec<u8> {
+    let halted = r#"{"name": "halted", "type": "bool", "size": 1}"#;
+    memory.stream().device(3, "cpu_common", &[0], halted).finish()
+}
+
 #[test]
 fn info_says_which_kernel_runs() {
-    let place = Workplace::with(&image().put(INFO, info(RELEASE).as_bytes()).stream().finish());
+    let place = Workplace::with(&with_processor(&image().put(INFO, info(RELEASE).as_bytes())));
     let output = place.ramlift(&["info", "stream"]).expect_code(0);
     for line in [
         format!("  guest         {BANNER}\n"),
@@ -246,7 +252,7 @@ fn info_says_which_kernel_runs() {
 
 #[test]
 fn info_looks_further_if_asked_to() {
-    let place = Workplace::with(&image().put(INFO + 0x320, info(RELEASE).as_bytes()).stream().finish());
+    let place = Workplace::with(&with_processor(&image().put(INFO + 0x320, info(RELEASE).as_bytes())));
     let guest = |args: &[&str]| place.ramlift(args).json()["guest"].clone();
     let found = guest(&["info", "--json", "stream"]);
     assert_eq!((&found["looked_at"], &found["linux"]), (&"starts".into(), &serde_json::Value::Null));
