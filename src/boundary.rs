@@ -47,6 +47,14 @@ pub(crate) struct EndOfDevices {
     pub(crate) is_straight: bool,
 }
 
+/// What stands behind a device.
+pub(crate) enum Behind<'a> {
+    /// The EOF byte, there.
+    Eof(StreamOffset),
+    /// Another device, whose body begins there.
+    Device(Handler, Cursor<'a>),
+}
+
 impl Boundaries<'_> {
     /// Where walking on by a description, from the body of `first` on, meets
     /// the EOF byte, if that is just where the description stands.
@@ -71,23 +79,41 @@ impl Boundaries<'_> {
         let mut handler = first.clone();
         let mut is_straight = true;
         for nth in 0.. {
-            let body = cursor;
-            cursor = self.find_end(&handler, body, located, nth)?;
-            is_straight &= self.is_nearest(&handler, body, cursor, located, nth);
-            let mut footers = self.footers;
-            footers.read(&mut cursor, handler.section_id).ok()?;
-            loop {
-                let offset = cursor.offset();
-                match cursor.u8().ok()? {
-                    record::QEMU_VM_EOF => return Some(EndOfDevices { eof: offset, is_straight }),
-                    record::QEMU_VM_COMMAND => drop(read_command(offset, &mut cursor).ok()?),
-                    record::QEMU_VM_SECTION_FULL => break,
-                    _ => return None,
-                }
+            let (end, behind) = self.behind_device(&handler, cursor, located, nth)?;
+            is_straight &= self.is_nearest(&handler, cursor, end, located, nth);
+            match behind {
+                Behind::Eof(eof) => return Some(EndOfDevices { eof, is_straight }),
+                Behind::Device(next, body) => (handler, cursor) = (next, body),
             }
-            handler = read_handler(&mut cursor).ok()?;
         }
         None
+    }
+
+    /// Where the `nth` device ends, whose body begins at `body`, and what
+    /// stands behind it and behind commands.
+    pub(crate) fn behind_device<'a>(
+        self,
+        handler: &Handler,
+        body: Cursor<'a>,
+        located: Option<&Located<'_>>,
+        nth: usize,
+    ) -> Option<(Cursor<'a>, Behind<'a>)> {
+        let end = self.find_end(handler, body, located, nth)?;
+        let mut cursor = end;
+        let mut footers = self.footers;
+        footers.read(&mut cursor, handler.section_id).ok()?;
+        loop {
+            let offset = cursor.offset();
+            match cursor.u8().ok()? {
+                record::QEMU_VM_EOF => return Some((end, Behind::Eof(offset))),
+                record::QEMU_VM_COMMAND => drop(read_command(offset, &mut cursor).ok()?),
+                record::QEMU_VM_SECTION_FULL => {
+                    let handler = read_handler(&mut cursor).ok()?;
+                    return Some((end, Behind::Device(handler, cursor)));
+                }
+                _ => return None,
+            }
+        }
     }
 
     /// Whether the end of the `nth` device is where its size says, or else the

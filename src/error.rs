@@ -128,6 +128,16 @@ pub enum ErrorKind {
         /// What would have to be gone back to.
         what: &'static str,
     },
+    /// More than is kept in memory of a stream that is read as it goes by.
+    #[error("{what}: {met}, and at most {bound} are kept of a stream that is read as it goes by")]
+    TooMuchToKeep {
+        /// What the number counts.
+        what: &'static str,
+        /// The number met.
+        met: u64,
+        /// The bound.
+        bound: u64,
+    },
     /// With mapped-ram: nothing says which pages of a block are in the stream.
     #[error(
         "the bitmap of RAM block \"{idstr}\" was never written: the ram section has no END, as in a background snapshot"
@@ -211,6 +221,7 @@ impl Error {
             ErrorKind::NotAStream { .. }
                 | ErrorKind::Unsupported { .. }
                 | ErrorKind::GoneBy { .. }
+                | ErrorKind::TooMuchToKeep { .. }
                 | ErrorKind::Io { .. }
         )
     }
@@ -236,6 +247,9 @@ impl Error {
                 "the pages went through other connections: give what was captured of each with `--channel FILE`, once for each; without them this is a guest with empty memory"
             }
             ErrorKind::GoneBy { .. } => "write it to a file first, and give that",
+            ErrorKind::TooMuchToKeep { .. } => {
+                "unpack it to a file first, and give that: what can be gone back in has no such bound"
+            }
             ErrorKind::Wrapper { hint, .. } => hint,
             ErrorKind::RecordType { .. } | ErrorKind::Footer { .. } | ErrorKind::RamFlags { .. } => {
                 "the stream is damaged here, or what stands before it was written by a QEMU this version does not know"

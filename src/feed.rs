@@ -196,21 +196,38 @@ impl Feed {
         true
     }
 
-    /// A copy of `len` bytes from `at` on, which is in the window; less if the
-    /// window has less.
+    /// Whether so many bytes are not copied to be kept.
+    pub(crate) fn gives_away(len: usize) -> bool {
+        len > CHUNK_LEN
+    }
+
+    /// `len` bytes from `at` on, which is in the window; less if the window has
+    /// less. What [is long](Self::gives_away) is not copied: the window gives
+    /// it away, and has a copy of its end, where reading goes on.
     ///
     /// # Errors
-    /// [`ErrorKind::Limit`] if it is too much with all that was kept before.
-    pub(crate) fn copy(&mut self, at: StreamOffset, len: usize) -> Result<Vec<u8>> {
-        let bytes = self.from(at);
-        let copy = bytes.get(..len).unwrap_or(bytes).to_vec();
-        self.kept_len += copy.len() as u64;
+    /// [`ErrorKind::TooMuchToKeep`] if it is too much with all that was kept before.
+    pub(crate) fn keep(&mut self, at: StreamOffset, len: usize) -> Result<Vec<u8>> {
+        let skipped = self.window.len() - self.from(at).len();
+        let len = len.min(self.window.len() - skipped);
+        self.kept_len += len as u64;
         if self.kept_len > limit::KEPT_LEN {
-            let what = "bytes besides RAM pages, of a stream that is read as it goes by";
-            let kind = ErrorKind::Limit { what, met: self.kept_len, bound: limit::KEPT_LEN };
+            let what = "bytes besides RAM pages";
+            let kind = ErrorKind::TooMuchToKeep { what, met: self.kept_len, bound: limit::KEPT_LEN };
             return Err(Error::at(at, kind));
         }
-        Ok(copy)
+        if !Self::gives_away(len) {
+            return Ok(self.window.get(skipped..skipped + len).unwrap_or_default().to_vec());
+        }
+        let again = len - HEADROOM;
+        let end = self.window.get(skipped + again..).unwrap_or_default().to_vec();
+        let mut kept = std::mem::replace(&mut self.window, end);
+        self.start = 0;
+        self.at = StreamOffset(at.0 + again as u64);
+        kept.truncate(skipped + len);
+        kept.drain(..skipped);
+        kept.shrink_to_fit();
+        Ok(kept)
     }
 
     /// Reads what is left to the end, and drops it. Gives how many bytes it

@@ -110,8 +110,9 @@ impl<'a> Stream<'a> {
     ///
     /// # Errors
     /// As [`parse`](Self::parse); what the reader and the taker say;
-    /// [`ErrorKind::GoneBy`] for what cannot be read so: mapped-ram, and
-    /// devices before RAM whose end is not near.
+    /// [`ErrorKind::GoneBy`] for what cannot be read so, which is mapped-ram;
+    /// [`ErrorKind::TooMuchToKeep`] for a device of more than 64 MiB, if no
+    /// layout of its own tells its end, and for devices of 512 MiB in all.
     pub fn read_once(
         incoming: Incoming,
         kept: &'a Kept,

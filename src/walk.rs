@@ -139,7 +139,7 @@ impl<'a, 'p> Walk<'a, 'p> {
             let byte = self.cursor.u8().map_err(|error| error.inside("next record"))?;
             match (byte, SectionType::of(byte)) {
                 (record::QEMU_VM_EOF, _) => {
-                    self.keep_rest()?;
+                    self.keep_description()?;
                     return self.read_description();
                 }
                 (record::QEMU_VM_COMMAND, _) => self.read_command(offset)?,
@@ -198,7 +198,8 @@ impl<'a, 'p> Walk<'a, 'p> {
                 ErrorKind::Version { what: "section", met, expected },
             ));
         }
-        self.read_kept(|_, cursor| layout.read(kind, cursor))
+        self.keep_laid_out(|cursor| layout.read(kind, cursor))?;
+        layout.read(kind, &mut self.cursor)
     }
 
     fn read_ram(&mut self, kind: SectionType, version_id: u32) -> Result<()> {

@@ -138,8 +138,11 @@ pub(crate) mod limit {
     /// Of these, what may stand from the first device behind RAM on. Behind it
     /// nothing is kept: there are the remains of other streams.
     pub(crate) const REST_LEN: u64 = 512 << 20;
-    /// How far the end of a device before RAM is looked for in such a stream.
-    pub(crate) const EARLY_DEVICE_LEN: u64 = 64 << 20;
+    /// How far the end of a device is looked for in such a stream, and beyond
+    /// the devices that led there the description: 64 MiB of state, and what
+    /// stands around it. So much a stream can make memory hold of bytes that
+    /// are none of its own, which a compressed one has for some kilobytes.
+    pub(crate) const UNPROVEN_LEN: u64 = (64 << 20) + (64 << 10);
     /// Page records that wait, in such a stream, for the page size to show.
     pub(crate) const WAITING_RECORDS: usize = 1 << 20;
     /// Descriptions tried when more than one place looks like one.

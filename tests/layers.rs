@@ -416,13 +416,13 @@ fn the_stream_may_begin_further_on() {
     let bare = extract(&stream, &[]);
     let layers: [(Vec<u8>, &[&str]); 2] = [(stream.clone(), &["QEVM"]), (zstd(&stream), &["zstd", "QEVM"])];
     for (wrapped, names) in layers {
-        let shifted = [&[7; 5000], &wrapped[..]].concat();
-        for offset in ["5000", "0x1388"] {
+        let shifted = [&[7; 6144], &wrapped[..]].concat();
+        for offset in ["6144", "0x1800", "6K", "6KiB"] {
             extract(&shifted, &["--offset", offset]).check_same(&bare, names);
             extract_piped(&shifted, &["--offset", offset]).check_same(&bare, names);
         }
         check_refused(&shifted, &[]);
-        check_refused(&shifted, &["--offset", "99999999999"]);
+        check_refused(&shifted, &["--offset", "1TiB"]);
     }
 }
 

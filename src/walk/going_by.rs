@@ -7,13 +7,14 @@
 //! has to move, the taker gets what is in it.
 
 use super::Walk;
+use crate::boundary::Behind;
 use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::feed::{Feed, Incoming, Kept, Parts};
 use crate::progress::Progress;
 use crate::ram::stretch::PageTaker;
 use crate::ram::{PageSizeHint, RamReader};
-use crate::section::Handler;
+use crate::section::{Footers, Handler};
 use crate::units::{StreamOffset, index};
 use crate::vmstate::VmDesc;
 use crate::vmstate::locate;
@@ -37,8 +38,11 @@ const COMMAND_LEN: usize = 1 + 2 + 2 + 65535;
 /// Bytes of a footer.
 const FOOTER_LEN: usize = 5;
 
+/// Bytes before the text of a description: type and length.
+const DESCRIPTION_HEAD_LEN: usize = 5;
+
 /// How much is looked at first of what stands behind RAM.
-const REST_LEN: usize = 4 << 20;
+const FIRST_LOOK_LEN: usize = 4 << 20;
 
 /// How much of a body is kept at first.
 const BODY_LEN: usize = 4 << 10;
@@ -49,8 +53,8 @@ pub(crate) struct GoingBy<'a, 'p> {
     kept: &'a Kept,
     parts: Parts<'a>,
     taker: &'p mut dyn PageTaker,
-    /// Whether all that is left was kept.
-    is_whole: bool,
+    /// Up to where the devices behind RAM were kept.
+    devices_end: StreamOffset,
     /// Whether the reader has no more.
     is_over: bool,
 }
@@ -97,15 +101,47 @@ impl<'a> GoingBy<'a, '_> {
     /// cursor over them.
     fn keep(&mut self, ram: &mut RamReader<'a, '_>, at: StreamOffset, len: usize) -> Result<Cursor<'a>> {
         self.reach(ram, at, len)?;
-        let bytes = self.kept.keep(self.feed.copy(at, len)?);
+        if Feed::gives_away(len) {
+            self.hand_on(ram)?;
+        }
+        let bytes = self.kept.keep(self.feed.keep(at, len)?);
         self.parts.add(at, bytes);
         Ok(Cursor::new(bytes, at))
     }
 }
 
+/// Twice what is seen, but no more than `bound`.
+fn doubled(seen: Cursor<'_>, bound: u64) -> usize {
+    index(bound).unwrap_or(usize::MAX).min(seen.rest().len().saturating_mul(2))
+}
+
 /// Whether a reader failed on what is no part of the data.
 fn is_behind_data(failure: &Error) -> bool {
     matches!(failure.kind(), ErrorKind::Io { .. } | ErrorKind::Wrapper { what: BEHIND_DATA, .. })
+}
+
+/// How far devices lead on by their footers.
+struct Lead {
+    handler: Handler,
+    /// The first body whose end was not found.
+    body: StreamOffset,
+    nth: usize,
+    /// The EOF byte that they lead to.
+    eof: Option<StreamOffset>,
+}
+
+impl Lead {
+    /// The failure of not finding on.
+    fn lost(&self, seen: Cursor<'_>) -> Error {
+        let proven = self.body.0 - seen.offset().0;
+        let (what, met, bound) = match proven.saturating_add(limit::UNPROVEN_LEN) <= limit::REST_LEN {
+            true => {
+                ("bytes of a device without an end in sight", seen.remaining() - proven, limit::UNPROVEN_LEN)
+            }
+            false => ("bytes of devices behind RAM", seen.remaining(), limit::REST_LEN),
+        };
+        Error::at(self.body, ErrorKind::TooMuchToKeep { what, met, bound }).inside(&self.handler)
+    }
 }
 
 impl<'a, 'p> Walk<'a, 'p> {
@@ -117,13 +153,19 @@ impl<'a, 'p> Walk<'a, 'p> {
         taker: &'p mut dyn PageTaker,
     ) -> Result<Self> {
         let feed = Feed::new(incoming);
-        let mut going_by =
-            GoingBy { feed, kept, parts: Parts::default(), taker, is_whole: false, is_over: false };
+        let mut going_by = GoingBy {
+            feed,
+            kept,
+            parts: Parts::default(),
+            taker,
+            devices_end: StreamOffset(0),
+            is_over: false,
+        };
         let mut no_ram = RamReader::new(&[], PageSizeHint::Unknown, progress);
         let head = going_by.keep(&mut no_ram, StreamOffset(0), CONFIGURATION_LEN)?;
         let mut walk = Self::from_head(&[], head, None, progress)?;
         walk.ram.let_go_by();
-        walk.vain_len.set(limit::EARLY_DEVICE_LEN);
+        walk.vain_len.set(limit::UNPROVEN_LEN);
         walk.going_by = Some(going_by);
         Ok(walk)
     }
@@ -150,7 +192,7 @@ impl<'a, 'p> Walk<'a, 'p> {
 
     /// Has `len` bytes under the cursor, or all that are left.
     fn keep(&mut self, len: usize) -> Result<()> {
-        if let Some(going_by) = self.going_by.as_mut().filter(|going_by| !going_by.is_whole)
+        if let Some(going_by) = &mut self.going_by
             && self.cursor.rest().len() < len
         {
             self.cursor = going_by.keep(&mut self.ram, self.cursor.offset(), len)?;
@@ -173,70 +215,125 @@ impl<'a, 'p> Walk<'a, 'p> {
         self.keep(FOOTER_LEN)
     }
 
-    /// Has all that is left of the stream under the cursor.
-    pub(super) fn keep_rest(&mut self) -> Result<()> {
-        self.keep_through(|_, _| None)
+    /// Has the description under the cursor, if one stands there. What stands
+    /// behind it is not kept.
+    pub(super) fn keep_description(&mut self) -> Result<()> {
+        self.with_going_by(Self::end_pages)?;
+        self.keep(DESCRIPTION_HEAD_LEN)?;
+        let mut head = self.cursor;
+        let len = match (head.u8(), head.be32()) {
+            (Ok(record::QEMU_VM_VMDESCRIPTION), Ok(len)) if u64::from(len) <= limit::VMDESC_LEN => len,
+            _ => return Ok(()),
+        };
+        self.keep(DESCRIPTION_HEAD_LEN.saturating_add(index(len.into()).unwrap_or(0)))
     }
 
-    /// Has all that is left under the cursor, up to the stream's end if `end`
-    /// finds it in what follows.
-    fn keep_through(&mut self, end: impl Fn(&Self, Cursor<'_>) -> Option<StreamOffset>) -> Result<()> {
-        let Some(mut going_by) = self.going_by.take() else { return Ok(()) };
-        let kept = if going_by.is_whole { Ok(()) } else { self.keep_rest_of(&mut going_by, end) };
-        self.going_by = Some(going_by);
-        kept
+    /// Has a device under the cursor, which stands before its body. Behind RAM
+    /// those that follow as well, and the description; before, itself.
+    pub(super) fn keep_device(&mut self, handler: &Handler) -> Result<()> {
+        let is_behind_ram = self.ram.has_started() && !self.ram_is_iterating;
+        self.with_going_by(|walk, going_by| match is_behind_ram {
+            true => walk.keep_devices(going_by, handler),
+            false => walk.keep_early_device(going_by, handler),
+        })
     }
 
-    fn keep_rest_of(
-        &mut self,
-        going_by: &mut GoingBy<'a, 'p>,
-        end: impl Fn(&Self, Cursor<'_>) -> Option<StreamOffset>,
-    ) -> Result<()> {
+    /// Hands the last pages on.
+    fn end_pages(&mut self, going_by: &mut GoingBy<'a, 'p>) -> Result<()> {
         self.ram.end_records();
+        going_by.hand_on(&mut self.ram)
+    }
+
+    fn with_going_by(
+        &mut self,
+        work: impl FnOnce(&mut Self, &mut GoingBy<'a, 'p>) -> Result<()>,
+    ) -> Result<()> {
+        let Some(mut going_by) = self.going_by.take() else { return Ok(()) };
+        let done = work(self, &mut going_by);
+        self.going_by = Some(going_by);
+        done
+    }
+
+    /// Keeps from the body of `first` on what is the stream's: all up to the
+    /// end of the description that leads there, or of the devices that lead on
+    /// by their footers. Neither is known before it is found, and what may be
+    /// in vain is bounded.
+    fn keep_devices(&mut self, going_by: &mut GoingBy<'a, 'p>, first: &Handler) -> Result<()> {
         let at = self.cursor.offset();
-        let mut len = REST_LEN;
+        if at < going_by.devices_end {
+            return Ok(());
+        }
+        self.end_pages(going_by)?;
+        let mut lead = Lead { handler: first.clone(), body: at, nth: 0, eof: None };
+        let mut len = FIRST_LOOK_LEN;
         let end = loop {
             going_by.reach(&mut self.ram, at, len)?;
-            let seen = going_by.feed.from(at);
-            let is_all = seen.len() < len || seen.len() as u64 >= limit::REST_LEN;
-            match end(self, Cursor::new(seen, at)) {
-                Some(end) => break index(end.0 - at.0).unwrap_or(seen.len()),
-                None if is_all => break seen.len(),
-                None => len = seen.len().saturating_mul(2),
+            let seen = Cursor::new(going_by.feed.from(at), at);
+            let is_all = seen.rest().len() < len;
+            self.vain_len.set(seen.remaining());
+            if let Some(end) = self.described_end(first, seen) {
+                break end;
+            }
+            self.lead_on(&mut lead, seen);
+            let bound = (lead.body.0 - at.0).saturating_add(limit::UNPROVEN_LEN).min(limit::REST_LEN);
+            let is_enough = is_all || seen.remaining() >= bound;
+            match lead.eof {
+                Some(eof) if is_enough => break StreamOffset(eof.0 + 1),
+                // Nothing but a description tells where devices without footers
+                // end, and the last byte seen whether there are only such.
+                None if is_all || is_enough && self.footers != Footers::Present => {
+                    break StreamOffset(at.0 + seen.remaining());
+                }
+                None if is_enough => return Err(lead.lost(seen)),
+                _ => len = doubled(seen, bound),
             }
         };
-        self.cursor = going_by.keep(&mut self.ram, at, end)?;
-        going_by.hand_on(&mut self.ram)?;
-        going_by.is_whole = true;
+        self.cursor = going_by.keep(&mut self.ram, at, index(end.0 - at.0).unwrap_or(0))?;
+        going_by.devices_end = end;
         self.vain_len.set(self.cursor.remaining());
         Ok(())
     }
 
-    /// Has a device under the cursor, which stands before its body. Behind RAM
-    /// that is all that is left; before, as much as it takes to find its end.
-    pub(super) fn keep_device(&mut self, handler: &Handler) -> Result<()> {
-        if self.going_by.is_none() {
-            return Ok(());
+    /// Goes on from device to device by their footers, as far as they are seen.
+    fn lead_on(&self, lead: &mut Lead, seen: Cursor<'_>) {
+        while lead.eof.is_none() {
+            let mut body = seen;
+            let behind = body
+                .bytes(lead.body.0 - seen.offset().0)
+                .ok()
+                .and_then(|_| self.boundaries().behind_device(&lead.handler, body, None, lead.nth));
+            match behind {
+                Some((_, Behind::Eof(eof))) => lead.eof = Some(eof),
+                Some((_, Behind::Device(handler, body))) => {
+                    *lead = Lead { handler, body: body.offset(), nth: lead.nth + 1, eof: None };
+                }
+                None => return,
+            }
         }
-        if self.ram.has_started() && !self.ram_is_iterating {
-            return self.keep_through(|walk, from| walk.described_end(handler, from));
-        }
+    }
+
+    /// Keeps the body of a device before RAM, up to its end.
+    fn keep_early_device(&mut self, going_by: &mut GoingBy<'a, 'p>, handler: &Handler) -> Result<()> {
+        let at = self.cursor.offset();
         let mut len = BODY_LEN;
-        loop {
-            self.keep(len)?;
-            let is_all = self.cursor.rest().len() < len;
-            // Near the end of what is kept, what stands behind is not seen.
-            let end = self.boundaries().find_end(handler, self.cursor, None, self.full_count);
-            let is_found = end.is_some_and(|end| end.rest().len() > HEADER_LEN);
-            if is_found || is_all {
-                return Ok(());
+        let kept_len = loop {
+            going_by.reach(&mut self.ram, at, len)?;
+            let seen = Cursor::new(going_by.feed.from(at), at);
+            let end = self.boundaries().find_end(handler, seen, None, self.full_count);
+            // Near the end of what is seen, what stands behind is not.
+            match end.filter(|end| end.rest().len() > HEADER_LEN) {
+                // What follows tells that it is the end.
+                Some(end) => break seen.rest().len() - end.rest().len() + FOOTER_LEN + COMMAND_LEN,
+                None if seen.rest().len() < len => break len,
+                None if seen.remaining() >= limit::UNPROVEN_LEN => {
+                    let lead = Lead { handler: handler.clone(), body: at, nth: 0, eof: None };
+                    return Err(lead.lost(seen));
+                }
+                None => len = doubled(seen, limit::UNPROVEN_LEN),
             }
-            if len as u64 >= limit::EARLY_DEVICE_LEN {
-                let what = "the end of a device before RAM is not near";
-                return Err(Error::at(self.cursor.offset(), ErrorKind::GoneBy { what }).inside(handler));
-            }
-            len *= 4;
-        }
+        };
+        self.cursor = going_by.keep(&mut self.ram, at, kept_len)?;
+        Ok(())
     }
 
     /// Where the description ends that walking on by it from the body of
@@ -246,6 +343,37 @@ impl<'a, 'p> Walk<'a, 'p> {
         let mut candidates = locate::candidates(body, fits);
         let proven = candidates.find(|located| self.boundaries().leads_to(first, body, located).is_some())?;
         proven.eof.checked_add(locate::HEAD_LEN + proven.text.len() as u64)
+    }
+
+    /// Has a body under the cursor that `read` finds the end of.
+    pub(super) fn keep_laid_out(&mut self, read: impl Fn(&mut Cursor<'_>) -> Result<()>) -> Result<()> {
+        self.with_going_by(|walk, going_by| {
+            let at = walk.cursor.offset();
+            let mut len = BODY_LEN;
+            let kept_len = loop {
+                going_by.reach(&mut walk.ram, at, len)?;
+                let seen = Cursor::new(going_by.feed.from(at), at);
+                let mut end = seen;
+                let needed = match read(&mut end).as_ref().map_err(Error::kind) {
+                    Ok(()) => break seen.rest().len() - end.rest().len(),
+                    Err(ErrorKind::Truncated { needed, .. }) => *needed,
+                    Err(_) => break seen.rest().len(),
+                };
+                if seen.rest().len() < len || seen.remaining() > limit::KEPT_LEN {
+                    break seen.rest().len();
+                }
+                // What was read so far is the stream's. What its next piece
+                // claims has yet to come.
+                if needed > limit::UNPROVEN_LEN {
+                    let what = "bytes of a piece of a section";
+                    let kind = ErrorKind::TooMuchToKeep { what, met: needed, bound: limit::UNPROVEN_LEN };
+                    return Err(Error::at(end.offset(), kind));
+                }
+                len = doubled(seen, u64::MAX);
+            };
+            walk.cursor = going_by.keep(&mut walk.ram, at, kept_len)?;
+            Ok(())
+        })
     }
 
     /// Reads a body with as much of it under the cursor as it takes.

@@ -55,8 +55,25 @@ pub fn ramlift_within<S: AsRef<OsStr>>(kib: u64, dir: impl AsRef<Path>, args: &[
 
 /// Runs `ramlift` with `args` in `dir`, and pipes `input` into it.
 pub fn ramlift_fed<S: AsRef<OsStr>>(dir: impl AsRef<Path>, args: &[S], input: &[u8]) -> Output {
-    let mut command = Command::new(binary());
-    command.args(args).current_dir(dir).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    feed(Command::new(binary()).args(args).current_dir(dir), input)
+}
+
+/// The same, with `kib` KiB of address space at most, of which the allocator's
+/// arenas take no part that is not used.
+pub fn ramlift_fed_within<S: AsRef<OsStr>>(
+    kib: u64,
+    dir: impl AsRef<Path>,
+    args: &[S],
+    input: &[u8],
+) -> Output {
+    let script = format!("ulimit -v {kib} && exec \"$0\" \"$@\"");
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(script).arg(binary()).args(args).current_dir(dir).env("MALLOC_ARENA_MAX", "1");
+    feed(&mut command, input)
+}
+
+fn feed(command: &mut Command, input: &[u8]) -> Output {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the command starts");
     let mut pipe = child.stdin.take().expect("its input is a pipe");
     std::thread::scope(|scope| {

@@ -46,9 +46,9 @@ pub(crate) struct LayerArgs {
     /// has VM state]
     #[arg(long, value_name = "ID|TAG")]
     pub(crate) snapshot: Option<String>,
-    /// Where in the file the stream begins, or what it is inside of; `0x` is
-    /// hex
-    #[arg(long, value_name = "OFFSET", default_value = "0", hide_default_value = true, value_parser = offset)]
+    /// Where in the file the stream begins, or what it is inside of, in bytes;
+    /// `0x` is hex; takes K, M, G, T, or KiB and so on
+    #[arg(long, value_name = "OFFSET", default_value = "0", hide_default_value = true, value_parser = size)]
     pub(crate) offset: u64,
 }
 
@@ -211,12 +211,13 @@ fn parse_map(text: &str) -> Result<MapHint, String> {
 }
 
 /// A number of bytes: decimal or `0x` hex, and decimal with K, M, G or T,
-/// powers of 1024.
+/// powers of 1024, which `iB` may follow.
 fn size(text: &str) -> Result<u64, String> {
     let units = [('K', 10), ('M', 20), ('G', 30), ('T', 40)];
-    let unit = units.iter().find(|(name, _)| text.to_ascii_uppercase().ends_with(*name));
+    let short = text.strip_suffix("iB").unwrap_or(text);
+    let unit = units.iter().find(|(name, _)| short.to_ascii_uppercase().ends_with(*name));
     let unit = unit.filter(|_| !text.starts_with("0x"));
-    let (digits, shift) = unit.map_or((text, 0), |(_, shift)| (&text[..text.len() - 1], *shift));
+    let (digits, shift) = unit.map_or((text, 0), |(_, shift)| (&short[..short.len() - 1], *shift));
     let number = offset(digits).map_err(|error| format!("\"{text}\": {error}"))?;
     number.checked_mul(1 << shift).ok_or_else(|| format!("\"{text}\" is beyond 2⁶⁴"))
 }

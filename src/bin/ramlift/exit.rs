@@ -95,6 +95,12 @@ impl Failure {
         self.is_of(|kind| matches!(kind, ramlift::ErrorKind::GoneBy { .. }))
     }
 
+    /// Whether it is only of reading a stream as it goes by: too much would
+    /// have to be kept.
+    pub(crate) fn is_too_much_to_keep(&self) -> bool {
+        self.is_of(|kind| matches!(kind, ramlift::ErrorKind::TooMuchToKeep { .. }))
+    }
+
     /// Says it on standard error.
     pub(crate) fn report(&self) -> Exit {
         if matches!(self, Self::ClosedPipe) {

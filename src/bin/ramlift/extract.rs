@@ -67,7 +67,9 @@ fn extract(args: &ExtractArgs) -> Result<Exit, Failure> {
         Opened::Mapped(input, origin) if is_to_be_read_once(args, &input) => {
             match extract_incoming(args, &target, source::read_once(&input)?, &origin) {
                 // What can only be had by going back, like mapped-ram.
-                Err(failure) if failure.is_gone_by() => extract_mapped(args, &target, &input, &origin),
+                Err(failure) if failure.is_gone_by() || failure.is_too_much_to_keep() => {
+                    extract_mapped(args, &target, &input, &origin)
+                }
                 outcome => outcome,
             }
         }

@@ -214,7 +214,11 @@ pub(crate) fn go_back(
     failure: Failure,
     origin: &Origin,
 ) -> Result<(Input, Origin), Failure> {
-    if !failure.is_gone_by() {
+    // What comes out of a decompressor may be no more than a bomb, and would
+    // fill the disk.
+    let is_dense = |layer: &Layer| matches!(layer, Layer::Qcow2 { .. } | Layer::Stream);
+    let is_unpacked = || origin.size.is_some() && origin.layers.0.iter().all(is_dense);
+    if !(failure.is_gone_by() || failure.is_too_much_to_keep() && is_unpacked()) {
         return Err(failure);
     }
     if origin.size.is_some() {
