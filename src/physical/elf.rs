@@ -57,6 +57,21 @@ pub struct VirtualRange {
     pub memory: Range<PhysicalAddress>,
 }
 
+/// What a guest's kernel calls itself, as `uname` says it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Uname {
+    /// The system: `Linux`.
+    pub sysname: String,
+    /// The host's name.
+    pub nodename: String,
+    /// The kernel's release.
+    pub release: String,
+    /// The kernel's build: `#1 SMP …`.
+    pub version: String,
+    /// The kind of machine.
+    pub machine: String,
+}
+
 /// What a core file tells beside memory.
 #[derive(Clone, Default, Debug)]
 pub struct Core {
@@ -66,6 +81,8 @@ pub struct Core {
     pub is_big_endian: bool,
     /// In the order that they stand in.
     pub notes: Vec<Note>,
+    /// What the kernel calls itself: the head of a compressed dump has it.
+    pub uname: Option<Uname>,
     /// Segments more, by virtual address, of memory that has one by physical
     /// address already: what gdb reads by.
     pub virtual_ranges: Vec<VirtualRange>,
