@@ -338,6 +338,18 @@ fn a_compressed_dump_has_the_name_of_the_kernel() {
 }
 
 #[test]
+fn long_ranges_begin_in_the_file_where_windows_do() {
+    let place = Workplace::with(&image().stream().finish());
+    for (map, offset) in [("pc.ram@0", 2 << 20), ("pc.ram@0x140100000", 1 << 20), ("pc.ram@0+0:64K", 0x1000)]
+    {
+        let args = ["extract", "stream", "--quiet", "--force", "--format", "elf", "--map", map, "-o", "elf"];
+        place.ramlift(&args);
+        let [kind, at, ..] = segments(&place.read("elf"))[1];
+        assert_eq!((kind, at), (1, offset), "{map}");
+    }
+}
+
+#[test]
 fn virtual_addresses_need_a_kernel() {
     let place = Workplace::with(&Memory::default().put(INFO, &noise(1, 4096)).stream().finish());
     let refused = place.ramlift(&["extract", "stream", "--format", "elf", "--vaddr"]).expect_code(1);
