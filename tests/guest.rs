@@ -20,6 +20,7 @@ use support::kernel::{
     RELEASE, STEXT, STEXT_ARM, TABLES, image, info, info_arm, info_page, note, with_circles, with_tables,
     with_tables_arm,
 };
+use support::physical;
 use support::synth::{Block, Records, Synth, noise};
 
 /// The layout of a guest whose memory is the first block, in a row from 0 on.
@@ -325,6 +326,33 @@ fn an_elf_file_has_the_note_and_virtual_addresses() {
     assert_eq!(segments[3][1], segments[1][1] + IMAGE);
     let banner = segments[3][1] as usize + 0x10_1100;
     assert_eq!(&elf[banner..banner + BANNER.len()], BANNER.as_bytes());
+}
+
+#[test]
+fn a_compressed_dump_has_the_name_of_the_kernel() {
+    let stream = image().put(INFO, info(RELEASE).as_bytes()).stream().finish();
+    let place = Workplace::with(&stream);
+    let args = ["extract", "stream", "--quiet", "--format", "kdump", "--map", "pc.ram@0", "-o", "kdump"];
+    place.ramlift(&args).expect_code(0);
+    let [sysname, nodename, release, version, ..] =
+        physical::kdump(&place.read("kdump"), false, true).utsname;
+    // Without each of these libkdumpfile knows no machine.
+    assert_eq!(
+        [sysname.as_str(), &nodename, &release, &version],
+        ["Linux", "synth-host", RELEASE, "#1 SMP 2026"]
+    );
+}
+
+#[test]
+fn long_ranges_begin_in_the_file_where_windows_do() {
+    let place = Workplace::with(&image().stream().finish());
+    for (map, offset) in [("pc.ram@0", 2 << 20), ("pc.ram@0x140100000", 1 << 20), ("pc.ram@0+0:64K", 0x1000)]
+    {
+        let args = ["extract", "stream", "--quiet", "--force", "--format", "elf", "--map", map, "-o", "elf"];
+        place.ramlift(&args);
+        let [kind, at, ..] = segments(&place.read("elf"))[1];
+        assert_eq!((kind, at), (1, offset), "{map}");
+    }
 }
 
 #[test]

@@ -150,6 +150,6 @@ fn a_compressed_dump_says_what_machine_it_is_of() {
     ] {
         let place = Workplace::with(&unpack_file(&format!("cpu/{guest}.zst")));
         let dump = kdump(&memory(&place, "kdump", &[]), order, is_64);
-        assert_eq!((dump.machine.as_str(), dump.vcpus), (name, vcpus));
+        assert_eq!((dump.utsname[4].as_str(), dump.vcpus), (name, vcpus));
     }
 }

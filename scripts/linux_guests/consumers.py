@@ -128,11 +128,22 @@ def info(guest: Guest, tools: Tools) -> str:
     return f"KASLR offset {linux['kaslr_offset']:#x}"
 
 
+def cores(guest: Guest, tools: Tools) -> dict:
+    """What readers of the kernel's dumps open: an ELF core, and compressed dumps."""
+    compressed = {f"kdump {name}": ("kdump", "--compress", name) for name in ("zlib", "zstd")}
+    forms = {"elf": ("elf",)} | compressed
+    return {name: guest.extract(tools, *form) for name, form in forms.items()}
+
+
 def crash(guest: Guest, tools: Tools) -> str:
     """Processes, and what each CPU was doing, with no option but the two files."""
     if not guest.is_x86:
         raise NotForThis("the package reads guests of its own architecture")
-    core, vmlinux = guest.extract(tools, "elf"), Path(guest.vmlinux)
+    return same({name: crash_of(core, guest, tools) for name, core in cores(guest, tools).items()})
+
+
+def crash_of(core: Path, guest: Guest, tools: Tools) -> str:
+    vmlinux = Path(guest.vmlinux)
     root = tools.crash_root
     enter = []
     if root != Path("/"):
@@ -158,6 +169,13 @@ def crash(guest: Guest, tools: Tools) -> str:
     return f"{len(processes)} processes, {len(stacks)} CPUs"
 
 
+def same(seen: dict) -> str:
+    """What was found in each file, which has to be the same."""
+    found = set(seen.values())
+    require(len(found) == 1, "not the same in each file", json.dumps(seen))
+    return f"{found.pop()} ({', '.join(seen)})"
+
+
 DRGN = """
 from drgn.helpers.linux import for_each_task
 names = [task.comm.string_().decode() for task in for_each_task(prog)]
@@ -169,11 +187,13 @@ def drgn(guest: Guest, tools: Tools) -> str:
     """Tasks, with no option but the two files."""
     script = tools.work / "tasks.py"
     script.write_text(DRGN)
-    core = guest.extract(tools, "elf")
-    said = run([tools.python("drgn"), "-q", "-c", core, "-s", guest.vmlinux, script])
-    found = re.search(rf"^{HOSTNAME} (\d+) (\d+)$", said, re.MULTILINE)
-    require(bool(found) and int(found[1]) >= SLEEPERS, "other tasks", said)
-    return f"{found[2]} tasks"
+    seen = {}
+    for name, core in cores(guest, tools).items():
+        said = run([tools.python("drgn"), "-q", "-c", core, "-s", guest.vmlinux, script])
+        found = re.search(rf"^{HOSTNAME} (\d+) (\d+)$", said, re.MULTILINE)
+        require(bool(found) and int(found[1]) >= SLEEPERS, f"{name}: other tasks", said)
+        seen[name] = f"{found[2]} tasks"
+    return same(seen)
 
 
 def gdb(guest: Guest, tools: Tools) -> str:
@@ -198,12 +218,16 @@ def makedumpfile(guest: Guest, tools: Tools) -> str:
     """Takes the file, filters it, and finds the kernel's log."""
     if not guest.is_x86:
         raise NotForThis("the package reads guests of its own architecture")
-    core = guest.extract(tools, "elf")
-    out, log = tools.work / "filtered", tools.work / "log"
-    run(["makedumpfile", "-f", "-l", "-d", "31", core, out])
-    run(["makedumpfile", "-f", "--dump-dmesg", core, log])
-    require("Linux version " in log.read_text(errors="replace"), "no log", "")
-    return f"{out.stat().st_size >> 20} MiB filtered"
+    seen = {}
+    for name, core in cores(guest, tools).items():
+        if name == "kdump zstd" and not re.search(r"zstd\s+enabled", run(["makedumpfile", "-v"])):
+            continue
+        out, log = tools.work / "filtered", tools.work / "log"
+        run(["makedumpfile", "-f", "-l", "-d", "31", core, out])
+        run(["makedumpfile", "-f", "--dump-dmesg", core, log])
+        require("Linux version " in log.read_text(errors="replace"), f"{name}: no log", "")
+        seen[name] = f"{out.stat().st_size >> 20} MiB filtered"
+    return same(seen)
 
 
 def volatility(guest: Guest, tools: Tools) -> str:

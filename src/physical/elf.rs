@@ -2,10 +2,10 @@
 //! volatility3 and whoever else opens a `vmcore`.
 //!
 //! ```text
-//! ELF header | program headers | notes | …to 4 KiB | memory | …to 4 KiB | memory
+//! ELF header | program headers | notes | gap | memory | gap | memory
 //!              PT_NOTE first, then one PT_LOAD a range: p_paddr = address,
-//!              p_vaddr = 0, p_filesz = p_memsz, p_offset a multiple of 4 KiB,
-//!              p_align = 0
+//!              p_vaddr = 0, p_filesz = p_memsz, p_align = 0; p_offset a multiple
+//!              of 4 KiB, and of 2 MiB + p_paddr from 2 MiB of memory on
 //! ```
 //!
 //! Zero pages are holes of the file, not missing from it: readers pass over a
@@ -23,6 +23,7 @@ use object::write::elf::{FileHeader, ProgramHeader, Writer};
 
 use crate::arch::Architecture;
 use crate::error::{Error, ErrorKind, Result};
+use crate::extract::WINDOW_LEN;
 use crate::physical::{Layout, Plan};
 use crate::units::PhysicalAddress;
 
@@ -57,6 +58,21 @@ pub struct VirtualRange {
     pub memory: Range<PhysicalAddress>,
 }
 
+/// What a guest's kernel calls itself, as `uname` says it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Uname {
+    /// The system: `Linux`.
+    pub sysname: String,
+    /// The host's name.
+    pub nodename: String,
+    /// The kernel's release.
+    pub release: String,
+    /// The kernel's build: `#1 SMP …`.
+    pub version: String,
+    /// The kind of machine.
+    pub machine: String,
+}
+
 /// What a core file tells beside memory.
 #[derive(Clone, Default, Debug)]
 pub struct Core {
@@ -66,6 +82,8 @@ pub struct Core {
     pub is_big_endian: bool,
     /// In the order that they stand in.
     pub notes: Vec<Note>,
+    /// What the kernel calls itself: the head of a compressed dump has it.
+    pub uname: Option<Uname>,
     /// Segments more, by virtual address, of memory that has one by physical
     /// address already: what gdb reads by.
     pub virtual_ranges: Vec<VirtualRange>,
@@ -90,7 +108,11 @@ pub fn plan(layout: &Layout, core: &Core) -> Result<Plan> {
     let notes_at = 64 + 56 * count as u64;
     let mut plan = Plan::starting_at(notes_at.saturating_add(notes.len() as u64));
     for region in layout.regions() {
-        plan.push_region(region.bytes(), ALIGN);
+        // Of regions that are one range only the first may leave a gap.
+        let nth = ranges.binary_search_by_key(&region.range.start, |range| range.start).ok();
+        let range = nth.and_then(|nth| ranges.get(nth));
+        let (align, phase) = range.map_or((ALIGN, 0), placing);
+        plan.push_region(region.bytes(), align, phase);
     }
     let offset_of = |at: PhysicalAddress| {
         let regions = layout.regions().iter().zip(plan.region_offsets());
@@ -144,6 +166,16 @@ fn ranges(layout: &Layout) -> Vec<Range<PhysicalAddress>> {
         }
     }
     ranges
+}
+
+/// Where in the file a range may begin: at a multiple of the first, and the
+/// second behind it. A long one is as far behind a multiple of a window as its
+/// address is, so that windows of the scatter begin at 2 MiB of the file: the page
+/// cache takes them in larger pieces, and sooner.
+fn placing(range: &Range<PhysicalAddress>) -> (u64, u64) {
+    let start = range.start.0;
+    let is_long = range.end.0 - start >= WINDOW_LEN;
+    if is_long && start.is_multiple_of(ALIGN) { (WINDOW_LEN, start % WINDOW_LEN) } else { (ALIGN, 0) }
 }
 
 fn is_aligned(range: &Range<PhysicalAddress>) -> bool {

@@ -62,13 +62,14 @@ impl Plan {
         self.heads.push((at, bytes));
     }
 
-    /// Adds a region of `len` bytes, at a multiple of `align` behind all that
-    /// there is. Gives where it begins.
-    pub(super) fn push_region(&mut self, len: u64, align: u64) -> u64 {
-        let at = self.len.checked_next_multiple_of(align.max(1)).unwrap_or(u64::MAX);
+    /// Adds a region of `len` bytes behind all that there is, `phase` bytes behind
+    /// a multiple of `align`.
+    pub(super) fn push_region(&mut self, len: u64, align: u64, phase: u64) {
+        let least = self.len.saturating_sub(phase);
+        let multiple = least.checked_next_multiple_of(align.max(1)).unwrap_or(u64::MAX);
+        let at = multiple.saturating_add(phase);
         self.regions.push(at);
         self.len = at.saturating_add(len);
-        at
     }
 
     /// Adds a region of `len` bytes at `at`, which is behind all that there is.

@@ -23,7 +23,7 @@ pub fn plan(layout: &Layout) -> Plan {
         let words = [first, last, 0].map(u64::to_le_bytes);
         let head = [MAGIC.to_le_bytes(), VERSION.to_le_bytes()].concat();
         plan.push_head([head, words.concat()].concat());
-        plan.push_region(region.bytes(), 1);
+        plan.push_region(region.bytes(), 1, 0);
     }
     plan
 }

@@ -31,7 +31,7 @@ mod packed;
 pub mod raw;
 
 pub use avml::Avml;
-pub use elf::{Core, Note, VirtualRange};
+pub use elf::{Core, Note, Uname, VirtualRange};
 pub use file::{Plan, progress_len, write};
 pub use kdump::{Compression, Kdump};
 pub use layout::{Assumption, Layout, LayoutHints, MapHint, Region, Unplaced};

@@ -111,7 +111,8 @@ pub fn avml(file: &[u8]) -> Memory {
 /// A compressed dump: what it has in its header, and memory.
 pub struct Dump {
     pub memory: Memory,
-    pub machine: String,
+    /// sysname, nodename, release, version, machine, domainname.
+    pub utsname: [String; 6],
     pub block_len: u64,
     /// Blocks by the bits of the first bitmap.
     pub known: Vec<u64>,
@@ -123,7 +124,10 @@ pub struct Dump {
 pub fn kdump(file: &[u8], is_big_endian: bool, is_64: bool) -> Dump {
     let numbers = Numbers(file, is_big_endian);
     assert_eq!((&file[..8], numbers.u32(8)), (&b"KDUMP   "[..], 6));
-    let machine = file[12 + 4 * 65..12 + 5 * 65].iter().take_while(|byte| **byte != 0);
+    let utsname = [0, 1, 2, 3, 4, 5].map(|nth| {
+        let text = file[12 + nth * 65..][..65].iter().take_while(|byte| **byte != 0);
+        text.map(|byte| char::from(*byte)).collect()
+    });
     let status = if is_64 { 424 } else { 412 };
     let [flags, block_len, sub_blocks, bitmap_blocks] = [0, 4, 8, 12].map(|at| numbers.u32(status + at));
     let sub = usize::try_from(block_len).unwrap();
@@ -158,7 +162,7 @@ pub fn kdump(file: &[u8], is_big_endian: bool, is_64: bool) -> Dump {
     }
     Dump {
         memory,
-        machine: machine.map(|byte| char::from(*byte)).collect(),
+        utsname,
         block_len,
         known: bitmap(0),
         notes: numbers.bytes(notes.start, notes.end).to_vec(),

@@ -4,8 +4,10 @@ use std::io::Write;
 use std::path::Path;
 
 use ramlift::cpu::{self, Vcpus};
-use ramlift::guest::{self, Depth, Linux};
-use ramlift::physical::{self, Avml, Compression, Core, Kdump, Layout, PhysicalMemory, Plan, elf, lime, raw};
+use ramlift::guest::{self, Depth, Linux, Uts};
+use ramlift::physical::{
+    self, Avml, Compression, Core, Kdump, Layout, PhysicalMemory, Plan, Uname, elf, lime, raw,
+};
 use ramlift::{Architecture, Input, Progress, Ram, Stream};
 
 use crate::args::{Compress, ExtractArgs, Format};
@@ -173,8 +175,14 @@ fn add_guest(
         }
         _ => {}
     }
-    core.notes.extend(linux.map(|linux| linux.vmcoreinfo.to_note()));
+    core.notes.extend(linux.as_ref().map(|linux| linux.vmcoreinfo.to_note()));
+    core.uname = linux.and_then(|linux| linux.uts).map(uname);
     Ok(())
+}
+
+fn uname(uts: Uts) -> Uname {
+    let Uts { nodename, release, version, machine } = uts;
+    Uname { sysname: "Linux".to_owned(), nodename, release, version, machine }
 }
 
 /// What a core file tells beside memory. A vCPU that cannot be read has no

@@ -10,7 +10,7 @@
 
 use crate::arch::Architecture;
 use crate::error::{Error, ErrorKind, Result};
-use crate::physical::{Core, Layout};
+use crate::physical::{Core, Layout, Uname};
 
 /// Version 6 has addresses of more than 2³² blocks.
 const VERSION: u64 = 6;
@@ -148,12 +148,7 @@ pub(super) fn bytes(
 fn put_header(bytes: &mut Bytes, core: &Core, sizes: &Sizes, status: u32) {
     bytes.bytes.extend(b"KDUMP   ");
     bytes.word_32(VERSION);
-    let release = vmcoreinfo(core).and_then(|info| line(info, "OSRELEASE=")).unwrap_or_default();
-    let system = if release.is_empty() { "" } else { "Linux" };
-    let machine = core.architecture.map_or("", |architecture| uname(architecture, core.is_big_endian));
-    for text in [system, "", release, "", machine, ""] {
-        bytes.text(text, 65);
-    }
+    utsname(core).iter().for_each(|text| bytes.text(text, 65));
     // To a multiple of the long, and seconds and microseconds of a time: none.
     let time = if bytes.numbers.is_64 { 6 + 16 } else { 2 + 8 };
     bytes.bytes.resize(bytes.bytes.len() + time, 0);
@@ -186,8 +181,25 @@ fn put_sub_header(bytes: &mut Bytes, core: &Core, layout: &Layout, sizes: &Sizes
     bytes.word_64(sizes.end);
 }
 
-/// What `uname` calls the machine; libkdumpfile goes by it.
-fn uname(architecture: Architecture, is_big_endian: bool) -> &'static str {
+/// sysname, nodename, release, version, machine, domainname. libkdumpfile goes
+/// by the machine, if the system is Linux and its release and version are there.
+fn utsname(core: &Core) -> [&str; 6] {
+    let machine = core.architecture.map_or("", |architecture| machine(architecture, core.is_big_endian));
+    match &core.uname {
+        Some(Uname { sysname, nodename, release, version, machine: told }) => {
+            let machine = if machine.is_empty() { told } else { machine };
+            [sysname, nodename, release, version, machine, ""]
+        }
+        None => {
+            let release = vmcoreinfo(core).and_then(|info| line(info, "OSRELEASE="));
+            let system = if release.is_some() { "Linux" } else { "" };
+            [system, "", release.unwrap_or_default(), "", machine, ""]
+        }
+    }
+}
+
+/// What `uname` calls the machine.
+fn machine(architecture: Architecture, is_big_endian: bool) -> &'static str {
     match architecture {
         Architecture::I386 => "i686",
         Architecture::Ppc64 if !is_big_endian => "ppc64le",
