@@ -117,6 +117,17 @@ impl<'m, 'r, 'a> PageTables<'m, 'r, 'a> {
         self.memory
     }
 
+    /// How far `at` is from where it is in memory; wraps. `None` if it is not
+    /// mapped.
+    pub(super) fn offset(&self, at: u64) -> Result<Option<u64>> {
+        let mut offset = None;
+        self.walk(at..at.saturating_add(1), |leaf| {
+            offset = Some(leaf.at.wrapping_sub(leaf.memory.0));
+            ControlFlow::Break(())
+        })?;
+        Ok(offset)
+    }
+
     /// Those of a kernel whose image is `image_offset` off its place in memory.
     fn of_kernel(memory: &'m PhysicalMemory<'r, 'a>, linux: &Linux, image_offset: u64) -> Option<Self> {
         let info = &linux.vmcoreinfo;
