@@ -150,8 +150,19 @@ pub(crate) mod limit {
     /// Places in guest memory that are looked at as VMCOREINFO: real guests
     /// have some 10. Each takes at most 64 KiB to be read.
     pub(crate) const VMCOREINFO_CANDIDATES: usize = 4096;
+    /// Ways into a guest's kernel that are tried: pairs of page tables and entry,
+    /// of which one vCPU has one.
+    pub(crate) const KERNEL_ENTRIES: usize = 64;
+    /// How far below its entry the base of a Windows kernel is looked for, and
+    /// how long it may be. That of Windows 11 has some 20 MiB.
+    pub(crate) const NT_IMAGE_LEN: u64 = 64 << 20;
+    /// Pages that begin as a program does and are looked at for that: between
+    /// the entry of a Windows kernel and its base there is hardly one.
+    pub(crate) const NT_IMAGE_CANDIDATES: usize = 256;
+    /// The longest table of exports that is read: Windows 11 has some 110 KB.
+    pub(crate) const NT_EXPORTS_LEN: u32 = 1 << 20;
     /// How much of a Linux kernel's image is searched for its banner, which is
-    /// behind the code. Distributions' kernels have some 30 MB of that.
+    /// behind the code, and for VMCOREINFO. Distributions' kernels have some 30 MB of that.
     pub(crate) const KERNEL_IMAGE_LEN: u64 = 256 << 20;
     /// Page tables of the guest that are read. As many as map 512 GiB by 4 KiB,
     /// and any guest there is by larger pages.

@@ -421,7 +421,7 @@ fn info_as_json_has_all_that_is_documented() {
     let source = json!({"path": "stream", "size": bytes.len(), "layers": ["QEVM"], "snapshot": null});
     assert_eq!(report["source"], source);
     assert_eq!(report["format"], "QEVM version 3");
-    assert_eq!(report["guest"], json!({"looked_at": "nothing", "linux": null}));
+    assert_eq!(report["guest"], json!({"looked_at": "nothing", "linux": null, "windows": null}));
     assert_eq!(report["capabilities"], json!(["x-colo"]));
     assert_eq!(report["uuid"], "07070707-0707-0707-0707-070707070707");
     assert_eq!(

@@ -169,3 +169,13 @@ fn what_has_no_known_registers_is_said_to() {
     let said = Workplace::with(&unpack("avr-7.2")).ramlift(&["cpu", "stream"]).expect_code(1);
     assert!(said.stderr.contains("not known"), "{}", said.stderr);
 }
+
+#[test]
+fn vcpus_of_a_stream_without_a_description_are_said_to_be_unread() {
+    let place = Workplace::with(&unpack("pc-5.2-machine-2.2-no-vmdesc"));
+    let said = place.ramlift(&["cpu", "stream"]);
+    assert_ne!(said.code, 0);
+    assert!(said.stderr.contains("description"), "{}", said.stderr);
+    let said = place.ramlift(&["extract", "stream", "--format", "elf", "-o", "core", "--map", "pc.ram@0"]);
+    assert!(said.stderr.contains("registers") && said.stderr.contains("description"), "{}", said.stderr);
+}

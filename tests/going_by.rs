@@ -235,7 +235,7 @@ fn all_commands_read_a_pipe() {
     expected["source"] =
         serde_json::json!({ "path": "-", "size": null, "layers": ["QEVM"], "snapshot": null });
     // Pages that went by are gone.
-    expected["guest"] = serde_json::json!({ "looked_at": "nothing", "linux": null });
+    expected["guest"] = serde_json::json!({ "looked_at": "nothing", "linux": null, "windows": null });
     assert_eq!(info, expected);
 }
 

@@ -22,6 +22,7 @@ use support::kernel::{
 };
 use support::physical;
 use support::synth::{Block, Records, Synth, noise};
+use support::vcpu::Vcpu;
 
 /// The layout of a guest whose memory is the first block, in a row from 0 on.
 fn in_a_row(len: u64) -> Layout {
@@ -90,6 +91,63 @@ fn older_kernels_have_it_anywhere() {
     let memory = image().put(INFO + 0x320, info(RELEASE).as_bytes());
     assert_eq!(find(&memory, Depth::Starts), None);
     assert_eq!(find(&memory, Depth::Everything).unwrap().at.0, INFO + 0x320);
+}
+
+/// A kernel up to 4.9: it has VMCOREINFO in its image, and does not say where
+/// that is. A vCPU enters it by page tables at `cr3`.
+fn old_kernel(cr3: u64) -> Vec<u8> {
+    let text = info(RELEASE).replace("NUMBER(phys_base)", "NUMBER(other)");
+    let memory = with_tables().put(IMAGE + 0x10_2320, text.as_bytes());
+    let vcpu = Vcpu { lstar: STEXT + 0x40, cr3, ..Vcpu::default() };
+    vcpu.put(memory.stream(), 0).finish()
+}
+
+#[test]
+fn older_kernels_are_found_where_vcpus_enter_them() {
+    // Page tables of the kernel, and those that it has for programs.
+    for cr3 in [TABLES, TABLES | 0x1001] {
+        for depth in [Depth::PlainStarts, Depth::Starts, Depth::Everything] {
+            let linux = find_in(&old_kernel(cr3), RAM_LEN, depth).unwrap();
+            assert_eq!((linux.evidence, linux.at.0), (Evidence::Kernel, IMAGE + 0x10_2320));
+            assert_eq!(linux.phys_base().map(u64::cast_signed), Some(PHYS_BASE));
+            assert_eq!(linux.banner.as_deref(), Some(BANNER));
+        }
+    }
+    assert_eq!(find_in(&old_kernel(RAM_LEN), RAM_LEN, Depth::Starts), None);
+}
+
+#[test]
+fn older_kernels_have_the_note_and_virtual_addresses_too() {
+    let place = Workplace::with(&old_kernel(TABLES));
+    let args = ["extract", "stream", "--format", "elf", "--vaddr", "--map", "pc.ram@0"];
+    place.ramlift(&args).expect_code(0);
+    let elf = place.read("stream.elf");
+    let [kind, at, _, _, len] = segments(&elf)[0];
+    assert_eq!(kind, 4);
+    let notes = &elf[at as usize..][..len as usize];
+    assert!(notes.windows(10).any(|part| part == b"VMCOREINFO"));
+    assert_eq!(segments(&elf)[3][2..], [STEXT, IMAGE, IMAGE_LEN]);
+}
+
+#[test]
+fn vcpus_that_lead_in_circles_find_nothing() {
+    // All of what a kernel can map is the same page, full of what begins as
+    // VMCOREINFO does.
+    let text = "OSRELEASE=1\nPAGESIZE=4096\nSYMBOL(x)=1\n".repeat(99);
+    let memory = with_circles().put(INFO + 1, &text.as_bytes()[..4096 - 512]);
+    let large = |memory: Memory, nth: u64| memory.word(TABLES + 2 * PAGE + 8 * nth, INFO | 3);
+    let memory = (0..512).fold(memory, large).word(TABLES + 8 * 511, (TABLES + PAGE) | 3);
+    let memory = (0..512).fold(memory, |memory, nth| {
+        memory
+            .word(TABLES + PAGE + 8 * nth, (TABLES + 3 * PAGE) | 3)
+            .word(TABLES + 3 * PAGE + 8 * nth, (TABLES + 2 * PAGE) | 3)
+    });
+    for cr3 in [TABLES, TABLES + 2 * PAGE] {
+        let stream = (0..100).fold(memory.stream(), |stream, nth| {
+            Vcpu { lstar: STEXT, cr3: cr3 | u64::from(nth), ..Vcpu::default() }.put(stream, nth)
+        });
+        assert_eq!(in_time(|| find_in(&stream.finish(), RAM_LEN, Depth::PlainStarts)), None);
+    }
 }
 
 #[test]

@@ -13,21 +13,26 @@
 //! Source followed: Linux `include/uapi/linux/utsname.h`, `init/version.c`;
 //! QEMU `hw/misc/vmcoreinfo.c`.
 
+use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use memchr::memmem;
 
 use super::banner;
+use super::entry::entries;
+use super::paging::KERNEL_MAP;
 use super::search;
 use super::vmcoreinfo::{self, NOTE_HEAD_LEN, VmcoreInfo};
 use crate::error::Result;
-use crate::physical::PhysicalMemory;
+use crate::physical::{PhysicalMemory, VirtualRange};
 use crate::stream::Stream;
 use crate::units::PhysicalAddress;
 use crate::wire::limit;
 
-/// How much of memory is looked at for VMCOREINFO.
+/// How much of memory is looked at for VMCOREINFO. If that confirms none, the
+/// image of the kernel is looked through as well, where vCPUs of x86-64 lead to
+/// one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Depth {
     /// Where pages begin that are in the stream as they are. Kernels since
@@ -90,12 +95,16 @@ impl Linux {
     /// As [`Ram::page`](crate::Ram::page).
     pub fn find(stream: &Stream<'_>, memory: PhysicalMemory<'_, '_>, depth: Depth) -> Result<Option<Self>> {
         let told = match note_of_device(stream) {
-            Some(at) => Self::at(memory, at, Evidence::Device)?,
+            Some(at) => Self::at(memory, at, Evidence::Device, None)?,
             None => None,
         };
+        let is_kernel = |linux: &Self| linux.evidence == Evidence::Kernel;
         let linux = match told {
-            Some(linux) if linux.evidence == Evidence::Kernel => Some(linux),
-            told => Self::search(memory, depth, told)?,
+            Some(linux) if is_kernel(&linux) => Some(linux),
+            told => match Self::search(memory, depth, told)? {
+                Some(linux) if is_kernel(&linux) => Some(linux),
+                other => Self::in_image(stream, memory)?.or(other),
+            },
         };
         linux.map(|linux| linux.with_banner(memory)).transpose()
     }
@@ -109,7 +118,7 @@ impl Linux {
         let look = |page: PhysicalAddress, bytes: &[u8]| {
             for offset in candidates(bytes, depth) {
                 let Some(at) = page.checked_add(offset as u64).filter(|_| is_new()) else { break };
-                match Self::at(memory, at, Evidence::Itself)? {
+                match Self::at(memory, at, Evidence::Itself, None)? {
                     Some(linux) if linux.evidence == Evidence::Kernel => return Ok(Some(linux)),
                     Some(linux) => {
                         let mut lowest = unconfirmed.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -127,10 +136,63 @@ impl Linux {
         Ok(confirmed.or(told).or_else(unconfirmed))
     }
 
-    /// The kernel whose VMCOREINFO is at `at`, which `evidence` speaks for.
-    fn at(memory: PhysicalMemory<'_, '_>, at: PhysicalAddress, evidence: Evidence) -> Result<Option<Self>> {
+    /// The kernel of x86-64 that has its VMCOREINFO in its image, as those up to
+    /// Linux 4.12 do: vCPUs lead to that.
+    fn in_image(stream: &Stream<'_>, memory: PhysicalMemory<'_, '_>) -> Result<Option<Self>> {
+        let (mut left, mut tries) = (limit::KERNEL_IMAGE_LEN, limit::VMCOREINFO_CANDIDATES);
+        for entry in entries(stream, |lstar| KERNEL_MAP.contains(&lstar)) {
+            /// Page tables for programs are right behind those of the kernel,
+            /// where it has two (`PTI_USER_PGTABLE_MASK`).
+            const PTI_USER: u64 = 1 << 12;
+            for root in [entry.cr3 & !PTI_USER, entry.cr3 | PTI_USER] {
+                let tables = entry.tables(&memory, root);
+                let Some(offset) = tables.offset(entry.lstar)? else { continue };
+                for VirtualRange { memory: range, .. } in tables.ranges(KERNEL_MAP, offset)? {
+                    let len = left.min(range.end.0 - range.start.0);
+                    left -= len;
+                    let range = range.start.0..range.start.0 + len;
+                    if let Some(linux) = Self::in_range(memory, range, offset, &mut tries)? {
+                        return Ok(Some(linux));
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The kernel that has its VMCOREINFO in a range of its image; at most
+    /// `tries` places are looked at.
+    fn in_range(
+        memory: PhysicalMemory<'_, '_>,
+        range: Range<u64>,
+        image_offset: u64,
+        tries: &mut usize,
+    ) -> Result<Option<Self>> {
+        let read = |at, into: &mut [u8]| memory.read(PhysicalAddress(at), into);
+        search::in_pieces(range, vmcoreinfo::HEAD.len() - 1, read, |start, bytes| {
+            for offset in memmem::find_iter(bytes, vmcoreinfo::HEAD) {
+                let Some(left) = tries.checked_sub(1) else { break };
+                *tries = left;
+                let at = PhysicalAddress(start.saturating_add(offset as u64));
+                let linux = Self::at(memory, at, Evidence::Itself, Some(image_offset))?;
+                if let Some(linux) = linux.filter(|linux| linux.evidence == Evidence::Kernel) {
+                    return Ok(Some(linux));
+                }
+            }
+            Ok(None)
+        })
+    }
+
+    /// The kernel whose VMCOREINFO is at `at`, which `evidence` speaks for; page
+    /// tables have its image at `image_offset`.
+    fn at(
+        memory: PhysicalMemory<'_, '_>,
+        at: PhysicalAddress,
+        evidence: Evidence,
+        image_offset: Option<u64>,
+    ) -> Result<Option<Self>> {
         let Some(vmcoreinfo) = VmcoreInfo::read(&memory, at)? else { return Ok(None) };
-        let confirmed = confirm(memory, &vmcoreinfo)?;
+        let confirmed = confirm(memory, &vmcoreinfo, image_offset)?;
         let evidence = if confirmed.is_some() { Evidence::Kernel } else { evidence };
         let (uts, image_offset) = confirmed.unzip();
         Ok(Some(Self { vmcoreinfo, at, evidence, uts, banner: None, image_offset }))
@@ -139,26 +201,11 @@ impl Linux {
     /// Looks for the banner in the kernel's image, where it stands whole.
     fn with_banner(self, memory: PhysicalMemory<'_, '_>) -> Result<Self> {
         let Some((start, uts)) = self.image_start().zip(self.uts.as_ref()) else { return Ok(self) };
-        /// Where pages of any kernel begin, and pages of RAM that is not there.
-        const PAGE: u64 = 4096;
-        let mut piece = vec![0; 1 << 20];
-        let mut at = start;
-        while at.0 - start.0 < limit::KERNEL_IMAGE_LEN {
-            let len = memory.read(at, &mut piece)?;
-            let bytes = piece.get(..len).unwrap_or_default();
-            if let Some(banner) = banner::find(bytes, uts) {
-                return Ok(Self { banner: Some(banner), ..self });
-            }
-            let step = match len < piece.len() {
-                // Behind a page that is not there.
-                true => (len as u64 / PAGE + 1) * PAGE,
-                // A banner that stands across two pieces is whole in the next.
-                false => (len - banner::LONGEST) as u64,
-            };
-            let Some(next) = at.checked_add(step) else { break };
-            at = next;
-        }
-        Ok(self)
+        let range = start.0..start.0.saturating_add(limit::KERNEL_IMAGE_LEN);
+        let read = |at, into: &mut [u8]| memory.read(PhysicalAddress(at), into);
+        let look = |_, bytes: &[u8]| Ok(banner::find(bytes, uts));
+        let banner = search::in_pieces(range, banner::LONGEST, read, look)?;
+        Ok(Self { banner, ..self })
     }
 
     /// Where the kernel's image begins in memory: `_stext`.
@@ -174,9 +221,15 @@ impl Linux {
     }
 
     /// Where a kernel of x86-64 is in memory less where it was linked to be:
-    /// its `phys_base`. Wraps.
+    /// its `phys_base`. Wraps. Kernels up to 4.9 do not tell; of those it is
+    /// where the image is.
     pub fn phys_base(&self) -> Option<u64> {
-        self.vmcoreinfo.number("phys_base")
+        let of_image = || {
+            let is_x86_64 = self.uts.as_ref()?.machine == "x86_64";
+            let is_there = KERNEL_MAP.contains(&self.vmcoreinfo.symbol("_stext")?);
+            Some(KERNEL_MAP.start.wrapping_sub(self.image_offset.filter(|_| is_x86_64 && is_there)?))
+        };
+        self.vmcoreinfo.number("phys_base").or_else(of_image)
     }
 }
 
@@ -203,9 +256,13 @@ fn note_of_device(stream: &Stream<'_>) -> Option<PhysicalAddress> {
 /// What `uname` says in the kernel that VMCOREINFO speaks of, and how far the
 /// virtual addresses of its image are from physical ones. `None` if there is no
 /// such kernel in memory.
-fn confirm(memory: PhysicalMemory<'_, '_>, info: &VmcoreInfo) -> Result<Option<(Uts, u64)>> {
+fn confirm(
+    memory: PhysicalMemory<'_, '_>,
+    info: &VmcoreInfo,
+    mapped_at: Option<u64>,
+) -> Result<Option<(Uts, u64)>> {
     let Some(symbol) = info.symbol("init_uts_ns") else { return Ok(None) };
-    for offset in image_offsets(info) {
+    for offset in mapped_at.into_iter().chain(image_offsets(info)) {
         if let Some(uts) = Uts::read(memory, PhysicalAddress(symbol.wrapping_sub(offset)))?
             && uts.release == info.os_release()
         {
@@ -218,15 +275,13 @@ fn confirm(memory: PhysicalMemory<'_, '_>, info: &VmcoreInfo) -> Result<Option<(
 /// How far virtual addresses of the image may be from physical ones: what the
 /// kernel says, then what is so on machines where it does not vary.
 fn image_offsets(info: &VmcoreInfo) -> impl Iterator<Item = u64> {
-    /// x86-64: `__START_KERNEL_map`.
-    const START_KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
     let told = [
-        info.number("phys_base").map(|base| START_KERNEL_MAP.wrapping_sub(base)),
+        info.number("phys_base").map(|base| KERNEL_MAP.start.wrapping_sub(base)),
         info.number("kimage_voffset"),
         info.number("va_kernel_pa_offset"),
     ];
-    // POWER; LoongArch; 32-bit x86 and Arm; s390x.
-    let fixed = [0xc000_0000_0000_0000, 0x9000_0000_0000_0000, 0xc000_0000, 0];
+    // POWER; LoongArch; x86-64 that was not moved; 32-bit x86 and Arm; s390x.
+    let fixed = [0xc000_0000_0000_0000, 0x9000_0000_0000_0000, KERNEL_MAP.start, 0xc000_0000, 0];
     told.into_iter().flatten().chain(fixed)
 }
 

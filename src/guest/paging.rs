@@ -23,6 +23,10 @@ use crate::wire::limit;
 const ADDRESS: u64 = 0x000f_ffff_ffff_ffff;
 const ADDRESS_AARCH64: u64 = 0x0000_ffff_ffff_ffff;
 
+/// Where a Linux kernel of x86-64 has its image: from `__START_KERNEL_map` on,
+/// as much as it reserves there at most.
+pub(super) const KERNEL_MAP: Range<u64> = 0xffff_ffff_8000_0000..0xffff_ffff_c000_0000;
+
 /// What of the kernel's addresses there is beside its image: all of memory,
 /// in a row (`page_offset_base`, `PAGE_OFFSET`). A kernel puts it at a multiple
 /// of this.
@@ -49,10 +53,27 @@ pub(super) struct PageTables<'m, 'r, 'a> {
 
 /// A page or a block, and where it is seen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Leaf {
-    at: u64,
-    memory: PhysicalAddress,
-    len: u64,
+pub(super) struct Leaf {
+    pub(super) at: u64,
+    pub(super) memory: PhysicalAddress,
+    pub(super) len: u64,
+}
+
+impl Leaf {
+    /// What of it is in a range of addresses.
+    pub(super) fn clip(&self, within: &Range<u64>) -> Option<Self> {
+        let skipped = within.start.saturating_sub(self.at);
+        let memory = self.memory.checked_add(skipped)?;
+        let at = self.at.checked_add(skipped)?;
+        let len = self.len.checked_sub(skipped)?.min(within.end.checked_sub(at)?);
+        (len > 0).then_some(Self { at, memory, len })
+    }
+
+    /// Whether `next` goes on where it ends, in both.
+    pub(super) fn is_followed_by(&self, next: &Self) -> bool {
+        self.at.checked_add(self.len) == Some(next.at)
+            && self.memory.checked_add(self.len) == Some(next.memory)
+    }
 }
 
 /// The virtual addresses that the kernel has for memory: those of its image,
@@ -80,15 +101,41 @@ pub fn kernel_ranges(memory: &PhysicalMemory<'_, '_>, linux: &Linux) -> Result<V
 }
 
 impl<'m, 'r, 'a> PageTables<'m, 'r, 'a> {
+    /// Those of x86-64 that begin at `root`: `CR3`, flags and all.
+    pub(super) fn x86_64(
+        memory: &'m PhysicalMemory<'r, 'a>,
+        root: PhysicalAddress,
+        address_bits: u32,
+    ) -> Self {
+        let page_bits = 12;
+        let root = PhysicalAddress(root.0 & ADDRESS & (u64::MAX << page_bits));
+        Self { memory, entries: Entries::X86_64, root, page_bits, address_bits }
+    }
+
+    /// The memory that they are in.
+    pub(super) fn memory(&self) -> &'m PhysicalMemory<'r, 'a> {
+        self.memory
+    }
+
+    /// How far `at` is from where it is in memory; wraps. `None` if it is not
+    /// mapped.
+    pub(super) fn offset(&self, at: u64) -> Result<Option<u64>> {
+        let mut offset = None;
+        self.walk(at..at.saturating_add(1), |leaf| {
+            offset = Some(leaf.at.wrapping_sub(leaf.memory.0));
+            ControlFlow::Break(())
+        })?;
+        Ok(offset)
+    }
+
     /// Those of a kernel whose image is `image_offset` off its place in memory.
     fn of_kernel(memory: &'m PhysicalMemory<'r, 'a>, linux: &Linux, image_offset: u64) -> Option<Self> {
         let info = &linux.vmcoreinfo;
         let place = |symbol| Some(PhysicalAddress(info.symbol(symbol)?.wrapping_sub(image_offset)));
-        if info.number("phys_base").is_some() {
-            let levels = if info.number("pgtable_l5_enabled") == Some(1) { 5 } else { 4 };
+        if linux.phys_base().is_some() {
+            let address_bits = if info.number("pgtable_l5_enabled") == Some(1) { 57 } else { 48 };
             let root = place("init_top_pgt").or_else(|| place("swapper_pg_dir"))?;
-            let entries = Entries::X86_64;
-            return Some(Self { memory, entries, root, page_bits: 12, address_bits: 12 + 9 * levels });
+            return Some(Self::x86_64(memory, root, address_bits));
         }
         info.number("kimage_voffset")?;
         let page_bits = info.page_size()?.trailing_zeros();
@@ -104,8 +151,7 @@ impl<'m, 'r, 'a> PageTables<'m, 'r, 'a> {
     /// Where the kernel's image may be.
     fn image(&self, linux: &Linux) -> Range<u64> {
         match self.entries {
-            // `__START_KERNEL_map`, and what the kernel reserves there at most.
-            Entries::X86_64 => 0xffff_ffff_8000_0000..0xffff_ffff_c000_0000,
+            Entries::X86_64 => KERNEL_MAP,
             Entries::Aarch64 => {
                 let start = linux.vmcoreinfo.symbol("_stext").unwrap_or(0) & !0x1f_ffff;
                 start..start.saturating_add(limit::KERNEL_IMAGE_LEN)
@@ -147,7 +193,7 @@ impl<'m, 'r, 'a> PageTables<'m, 'r, 'a> {
 
     /// What is mapped in a range of addresses at `offset` from where it is in
     /// memory. What goes on in both is one.
-    fn ranges(&self, within: Range<u64>, offset: u64) -> Result<Vec<VirtualRange>> {
+    pub(super) fn ranges(&self, within: Range<u64>, offset: u64) -> Result<Vec<VirtualRange>> {
         let mut ranges: Vec<VirtualRange> = Vec::new();
         self.walk(within, |leaf| {
             let Some(end) = leaf.memory.checked_add(leaf.len) else { return ControlFlow::Continue(()) };
@@ -163,7 +209,15 @@ impl<'m, 'r, 'a> PageTables<'m, 'r, 'a> {
     }
 
     /// Shows what is mapped in a range of addresses, in ascending order.
-    fn walk(&self, within: Range<u64>, mut visit: impl FnMut(Leaf) -> ControlFlow<()>) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`ErrorKind::Limit`] if the tables are too many; others as
+    /// [`PhysicalMemory::read`].
+    pub(super) fn walk(
+        &self,
+        within: Range<u64>,
+        mut visit: impl FnMut(Leaf) -> ControlFlow<()>,
+    ) -> Result<()> {
         let levels = (self.address_bits - self.page_bits).div_ceil(self.page_bits - 3);
         let mut walk = Walk { tables: self, within, left: limit::PAGE_TABLES, visit: &mut visit };
         let high = u64::MAX << self.address_bits;

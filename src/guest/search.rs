@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::physical::{PhysicalMemory, Region};
 use crate::ram::page::PageReader;
 use crate::ram::{PageRun, PageSource, RunContent};
-use crate::units::{BlockOffset, PhysicalAddress};
+use crate::units::{BlockOffset, PhysicalAddress, index};
 
 /// Pages of data that one thread looks at in a row.
 const PAGES_PER_PART: u64 = 4096;
@@ -52,6 +52,39 @@ pub(super) fn in_pages<T: Send>(
             return found.transpose();
         }
     }
+}
+
+/// Shows bytes in a row in pieces that lap by `lap` bytes, until `look` finds
+/// something: by the address of a piece, and its bytes. `read` gives how many
+/// are there from an address on; pages that are not there are passed over.
+///
+/// # Errors
+/// As `read` and `look`.
+pub(super) fn in_pieces<T>(
+    range: Range<u64>,
+    lap: usize,
+    read: impl Fn(u64, &mut [u8]) -> Result<usize>,
+    mut look: impl FnMut(u64, &[u8]) -> Result<Option<T>>,
+) -> Result<Option<T>> {
+    /// Where pages of any guest begin, and pages of RAM that is not there.
+    const PAGE: u64 = 4096;
+    let mut piece = vec![0; 1 << 20];
+    let mut at = range.start;
+    while let Some(left) = range.end.checked_sub(at).filter(|left| *left > 0) {
+        let wanted = index(left).map_or(piece.len(), |left| left.min(piece.len()));
+        let len = read(at, piece.get_mut(..wanted).unwrap_or_default())?;
+        if let Some(found) = look(at, piece.get(..len).unwrap_or_default())? {
+            return Ok(Some(found));
+        }
+        let end = at.saturating_add(len as u64);
+        at = match len < wanted {
+            true => (end / PAGE).saturating_add(1).saturating_mul(PAGE),
+            false if end == range.end => break,
+            // What stands across two pieces is whole in the next.
+            false => end - lap as u64,
+        };
+    }
+    Ok(None)
 }
 
 /// A part of a region with few enough pages of data.

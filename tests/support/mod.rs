@@ -22,3 +22,5 @@ pub mod kernel;
 pub mod naive;
 pub mod physical;
 pub mod synth;
+pub mod vcpu;
+pub mod windows;

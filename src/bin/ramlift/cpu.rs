@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use ramlift::Stream;
 use ramlift::cpu::{self, Vcpu};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
@@ -46,12 +47,7 @@ pub(crate) fn run(args: &CpuArgs) -> Result<Exit, Failure> {
         let vcpus = cpu::vcpus(stream);
         if vcpus.vcpus.is_empty() && vcpus.failures.is_empty() {
             let path = args.source.stream.display();
-            let why = match stream.vcpu_count() {
-                0 => "the stream has no vCPU",
-                _ => {
-                    "vCPUs of an architecture whose registers are not known; `ramlift state --device cpu` has them"
-                }
-            };
+            let why = why_none(stream);
             return Err(Failure::Other(format!("{path}: {why}")));
         }
         let warnings: Vec<String> =
@@ -72,6 +68,17 @@ pub(crate) fn run(args: &CpuArgs) -> Result<Exit, Failure> {
         }
         Ok(Exit::of(origin.is_damaged || !vcpus.failures.is_empty()))
     })
+}
+
+/// Why no vCPU can be read, nor fails to be.
+pub(crate) fn why_none(stream: &Stream<'_>) -> &'static str {
+    match (stream.vcpu_count(), stream.description()) {
+        (0, None) => {
+            "vCPUs cannot be read: the stream has no description of its devices (machine type 2.2 or older, or saved so)"
+        }
+        (0, Some(_)) => "the stream has no vCPU",
+        _ => "vCPUs of an architecture whose registers are not known; `ramlift state --device cpu` has them",
+    }
 }
 
 fn report(vcpu: &Vcpu) -> VcpuReport<'_> {

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use ramlift::Stream;
-use ramlift::guest::{Depth, Evidence, Linux};
+use ramlift::guest::{Depth, Evidence, Linux, Windows};
 use ramlift::physical::{Layout, PhysicalMemory};
 use serde::Serialize;
 
@@ -16,13 +16,14 @@ use crate::layout;
 pub(crate) struct GuestReport {
     looked_at: LookedAt,
     linux: Option<LinuxReport>,
+    windows: Option<WindowsReport>,
 }
 
-/// Which pages were looked at.
+/// Which pages were looked at for VMCOREINFO.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum LookedAt {
-    /// None: to read them would take more than the index does.
+    /// None: to read them would take more than the index does, or Windows runs.
     Nothing,
     /// The begins of those that stand in records as they are.
     Starts,
@@ -52,6 +53,33 @@ struct VmcoreInfoReport {
     text: String,
 }
 
+#[derive(Serialize)]
+struct WindowsReport {
+    base: u64,
+    image_length: u64,
+    /// Where the kernel's image begins in memory.
+    image: u64,
+    page_tables: u64,
+    timestamp: u32,
+    build: Option<u16>,
+    build_lab: Option<String>,
+    pdb: Option<PdbReport>,
+    kdbg: Option<KdbgReport>,
+}
+
+#[derive(Serialize)]
+struct PdbReport {
+    name: String,
+    guid: String,
+    age: u32,
+}
+
+#[derive(Serialize)]
+struct KdbgReport {
+    address: u64,
+    length: u32,
+}
+
 impl GuestReport {
     /// Looks at what the walk has been next to anyway; with `everything`, at
     /// all memory. What cannot be read is not there.
@@ -60,20 +88,29 @@ impl GuestReport {
         let has_records = stream.page_records().next().is_some();
         // Without a processor there is no guest to look for.
         let is_cheap = has_records && stream.vcpu_count() > 0;
+        let layout = Layout::derive(stream, &layout::hints(&LayoutArgs::default(), origin)).ok();
+        let memory = stream.ram().zip(layout.as_ref()).map(|(ram, layout)| PhysicalMemory::new(ram, layout));
+        // The few pages that vCPUs lead to are read in any case.
+        let windows = memory.and_then(|memory| Windows::find(stream, memory).ok()?);
         let (looked_at, depth) = match (everything, is_cheap) {
-            (true, _) => (LookedAt::Everything, Depth::Everything),
-            (false, true) => (LookedAt::Starts, Depth::PlainStarts),
-            (false, false) => return Self { looked_at: LookedAt::Nothing, linux: None },
+            _ if windows.is_some() => (LookedAt::Nothing, None),
+            (true, _) => (LookedAt::Everything, Some(Depth::Everything)),
+            (false, true) => (LookedAt::Starts, Some(Depth::PlainStarts)),
+            (false, false) => (LookedAt::Nothing, None),
         };
-        let linux = || {
-            let layout = Layout::derive(stream, &layout::hints(&LayoutArgs::default(), origin)).ok()?;
-            Linux::find(stream, PhysicalMemory::new(stream.ram()?, &layout), depth).ok()?
-        };
-        Self { looked_at, linux: linux().as_ref().map(LinuxReport::of) }
+        let linux = memory.zip(depth).and_then(|(memory, depth)| Linux::find(stream, memory, depth).ok()?);
+        Self {
+            looked_at,
+            linux: linux.as_ref().map(LinuxReport::of),
+            windows: windows.as_ref().map(WindowsReport::of),
+        }
     }
 
     /// The same for people.
     pub(crate) fn write_text(&self, out: &mut impl Write) -> io::Result<()> {
+        if let Some(windows) = &self.windows {
+            return windows.write_text(out);
+        }
         let Some(linux) = &self.linux else {
             return match self.looked_at {
                 LookedAt::Nothing => {
@@ -123,6 +160,48 @@ impl LinuxReport {
                 },
                 text: info.text().to_owned(),
             },
+        }
+    }
+}
+
+impl WindowsReport {
+    fn of(windows: &Windows) -> Self {
+        Self {
+            base: windows.base,
+            image_length: windows.image_len,
+            image: windows.at.0,
+            page_tables: windows.page_tables.0,
+            timestamp: windows.timestamp,
+            build: windows.build,
+            build_lab: windows.build_lab.clone(),
+            pdb: windows.pdb.as_ref().map(|pdb| PdbReport {
+                name: pdb.name.clone(),
+                guid: pdb.guid.clone(),
+                age: pdb.age,
+            }),
+            kdbg: windows.kdbg.map(|kdbg| KdbgReport { address: kdbg.address, length: kdbg.len }),
+        }
+    }
+
+    fn write_text(&self, out: &mut impl Write) -> io::Result<()> {
+        write!(out, "  guest         Windows")?;
+        if let Some(build) = self.build {
+            write!(out, ", build {build}")?;
+        }
+        if let Some(lab) = &self.build_lab {
+            write!(out, " ({lab})")?;
+        }
+        writeln!(out)?;
+        let (base, len) = (self.base, self.image_length);
+        writeln!(out, "  kernel at     {base:#x}, {len:#x} bytes; in memory {:#x}", self.image)?;
+        writeln!(out, "  page tables   {:#x}", self.page_tables)?;
+        match &self.pdb {
+            Some(pdb) => writeln!(out, "  PDB           {} {} age {}", pdb.name, pdb.guid, pdb.age)?,
+            None => writeln!(out, "  PDB           unknown (the guest has paged it out)")?,
+        }
+        match &self.kdbg {
+            Some(kdbg) => writeln!(out, "  KDBG          {:#x}, {:#x} bytes", kdbg.address, kdbg.length),
+            None => writeln!(out, "  KDBG          not found (since Windows 8 it is encoded)"),
         }
     }
 }

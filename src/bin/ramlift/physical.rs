@@ -11,6 +11,7 @@ use ramlift::physical::{
 use ramlift::{Architecture, Input, Progress, Ram, Stream};
 
 use crate::args::{Compress, ExtractArgs, Format};
+use crate::cpu::why_none;
 use crate::exit::{Exit, Failure};
 use crate::extract::{default_target, open_shared, supply_shared};
 use crate::images::Status;
@@ -195,6 +196,9 @@ fn core(
 ) -> Result<Core, Failure> {
     let Vcpus { vcpus, failures } = cpu::vcpus(stream);
     warnings.extend(failures.iter().map(|failure| format!("not in the core file: {failure}")));
+    if vcpus.is_empty() && failures.is_empty() && stream.description().is_none() {
+        warnings.push(format!("not in the core file: registers; {}", why_none(stream)));
+    }
     let (architecture, is_big_endian) = match cpu::core_kind(&vcpus) {
         Some(kind) => (Some(kind.architecture), kind.is_big_endian),
         None => {
