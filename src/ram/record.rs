@@ -217,8 +217,12 @@ impl<'a, 's> PageRecords<'a, 's> {
     /// comparison, and no record has to wait for the one before.
     #[inline]
     pub(crate) fn skip_neighbours(&mut self, record: &PageRecord, most: u64) -> u64 {
-        if self.state.certainty != Certainty::Settled {
-            return 0;
+        let is_fill = matches!(record.content, RecordContent::Fill(_));
+        match self.state.certainty {
+            Certainty::Settled => {}
+            // A fill page that a likely size divides says nothing new of it.
+            Certainty::Likely if is_fill => {}
+            _ => return 0,
         }
         let page_len = self.state.page_size.bytes();
         let (flag, payload_len) = match record.content {
