@@ -15,6 +15,8 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
+
 use crate::error::Result;
 use crate::progress::Progress;
 use crate::ram::page::{PageReader, gone_by, is_zero};
@@ -130,7 +132,7 @@ fn scatter_over(
     let windows: Vec<Window> = blocks.iter().flat_map(|block| windows_of(ram, *block, before)).collect();
     let next = AtomicUsize::new(0);
     let is_over = AtomicBool::new(false);
-    let outcomes = rayon::broadcast(|_| {
+    let work = |_| {
         let mut gather = Gather::new(ram, sink, before);
         while !is_over.load(Ordering::Relaxed) {
             let Some(window) = windows.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
@@ -138,8 +140,11 @@ fn scatter_over(
             progress.add(WINDOW_LEN);
         }
         Ok(())
-    });
-    outcomes.into_iter().collect()
+    };
+    // Who comes too late for any window is not waited for: of a stream that goes
+    // by, its decoder may have the other cores.
+    let workers = rayon::current_num_threads().min(windows.len());
+    (0..workers).into_par_iter().with_max_len(1).map(work).collect()
 }
 
 /// Gathers ranges of blocks in whatever order they are asked for: for formats
