@@ -12,7 +12,7 @@ use rustix::fs::{FallocateFlags, OFlags, copy_file_range, fallocate};
 use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::extract::{ImageSink, ImageStore, PIECE_ALIGN, PIECE_LEN, WINDOW_LEN};
+use crate::extract::{ImageSink, ImageStore, PIECE_ALIGN, WINDOW_LEN};
 use crate::input::Input;
 use crate::pace::{Pace, Way};
 use crate::ram::Ram;
@@ -182,20 +182,15 @@ fn is_aligned(offset: BlockOffset, data: &[u8]) -> bool {
 }
 
 impl ImageSink for BlockFiles {
-    /// Past the cache, long pieces: each is a request that the device answers
-    /// before the next.
     fn piece_len(&self) -> u64 {
-        match self.pace.way() {
-            _ if self.is_sharing() => WINDOW_LEN,
-            Way::Cached => PIECE_LEN,
-            Way::Direct => WINDOW_LEN,
-        }
+        if self.is_sharing() { WINDOW_LEN } else { self.pace.way().piece_len() }
     }
 
     fn write(&self, block: BlockId, offset: BlockOffset, data: &[u8]) -> Result<()> {
         let Some(file) = self.file(block)? else { return Ok(()) };
         let len = data.len() as u64;
-        if self.pace.way() == Way::Direct && data.len() >= DIRECT_LEN && is_aligned(offset, data) {
+        let way = self.pace.way();
+        if way == Way::Direct && data.len() >= DIRECT_LEN && is_aligned(offset, data) {
             let write = |file: &File| self.pace.timed(Way::Direct, len, || file.write_all_at(data, offset.0));
             if file.direct.as_ref().map(write).is_some_and(|written| written.is_ok()) {
                 return Ok(());
@@ -203,7 +198,10 @@ impl ImageSink for BlockFiles {
             // Whatever is wrong, the way through the cache says it better.
             self.pace.rule_out_direct();
         }
-        let written = self.pace.timed(Way::Cached, len, || file.cached.write_all_at(data, offset.0));
+        // What is longer was gathered before short pieces were asked for.
+        let is_short = way == Way::Short && len <= Way::Short.piece_len();
+        let way = if is_short { Way::Short } else { Way::Cached };
+        let written = self.pace.timed(way, len, || file.cached.write_all_at(data, offset.0));
         written.map_err(|source| Error::io(self.path(block), source))
     }
 
@@ -300,7 +298,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ram");
         let files = BlockFiles::create(ram, [(BlockId(0), path.clone())]).unwrap();
-        files.pace.start_with_direct();
+        files.pace.start_with(Way::Direct);
         scatter(ram, &[BlockId(0)], &files, &Progress::new()).unwrap();
         let image = std::fs::read(&path).unwrap();
         assert!(image == (0..pages).flat_map(content).collect::<Vec<u8>>());

@@ -40,6 +40,10 @@ pub const PIECE_ALIGN: usize = 4096;
 /// along with them: one long write is cheaper than two and a hole.
 const SMALL_GAP: u64 = 64 << 10;
 
+/// Bytes in a row that are worth a claim: to claim 64 KiB and write them takes
+/// 0.86 of what the write alone does, 32 KiB 1.10.
+const CLAIM_LEN: u64 = 64 << 10;
+
 /// Bytes in a row that are worth to be shared rather than copied: extents of
 /// files are not for single pages.
 const SHARED_LEN: u64 = 64 << 10;
@@ -354,10 +358,10 @@ impl<'r, 'a, S: ImageSink, B: Before> Gather<'r, 'a, S, B> {
         pages.any(is_zero)
     }
 
-    /// Claims what takes more than one write: for less it does not pay.
+    /// Claims what is long enough for it to pay.
     fn claim_piece(&self, block: BlockId, piece: &Range<u64>) -> Result<()> {
         let len = piece.end - piece.start;
-        if len <= PIECE_LEN {
+        if len < CLAIM_LEN {
             return Ok(());
         }
         self.sink.claim(block, BlockOffset(piece.start), len)

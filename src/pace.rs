@@ -1,41 +1,74 @@
-//! Which way bytes reach a file faster: through the page cache, or past it.
+//! Which way bytes reach a file fastest: through the page cache in long pieces
+//! or in short ones, or past it.
 //!
 //! Through the cache is a copy into memory, as a rule three times as fast as a
-//! device. It is not where that memory has to be found first: a virtual
-//! machine whose host takes free memory back waits for every page of it, and a
-//! system that has reached its limit of unwritten pages waits for the device
-//! anyway. Then a write past the cache, which needs no memory, is several
-//! times as fast. Nothing tells beforehand; so each way's speed is measured as
-//! it is used, and the other one is tried when the present one is slow.
+//! device, and the longer the pieces, the larger the folios that the kernel
+//! takes for them and the fewer of them it has to look after. It is not so
+//! where that memory has to be found first. A virtual machine whose host takes
+//! free memory back waits for every page of it; but what it takes back are large
+//! blocks, so short pieces still find memory, in what lies between those in use.
+//! A system that has reached its limit of unwritten pages waits for the device
+//! anyway. Then a write past the cache, which needs no memory, is several times
+//! as fast. Nothing tells beforehand; so each way's speed is measured as it is
+//! used, and the others are tried when the present one is slow.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::extract::{PIECE_LEN, WINDOW_LEN};
+
 /// Bytes that are written one way before it is judged.
 const SAMPLE_LEN: u64 = 4 << 20;
 
-/// Bytes written past the cache before the cache is tried again; twice as many
-/// after each try in vain. A single slow moment shall not decide for good.
-const RETRY_LEN: u64 = 64 << 20;
+/// Bytes written one of the other ways before the first one is tried again;
+/// twice as many after each try in vain. A single slow moment shall not decide
+/// for good.
+const RETRY_LEN: u64 = 32 << 20;
 
 /// Bytes that such a try takes.
 const PROBE_LEN: u64 = 1 << 20;
 
 /// A cache that takes this much, in bytes a second, is not worth an
-/// experiment: no usual device takes more.
+/// experiment.
 const FAST: f64 = 3e9;
 
-/// How much faster the way past the cache must be to be taken. More than a
-/// little: what is written through the cache can be read from it afterwards.
-const MARGIN: f64 = 1.5;
+/// The length of short pieces.
+const SHORT_LEN: u64 = 128 << 10;
 
 /// A way into a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Way {
-    /// Through the page cache.
+    /// Through the page cache, in pieces of [`PIECE_LEN`].
     Cached,
-    /// Past it (`O_DIRECT`).
+    /// Through it in pieces of [`SHORT_LEN`].
+    Short,
+    /// Past it (`O_DIRECT`), in pieces of [`WINDOW_LEN`]: each is a request that
+    /// the device answers before the next.
     Direct,
+}
+
+impl Way {
+    /// In the order in which they are tried.
+    const ALL: [Self; 3] = [Self::Cached, Self::Short, Self::Direct];
+
+    pub(crate) fn piece_len(self) -> u64 {
+        match self {
+            Self::Cached => PIECE_LEN,
+            Self::Short => SHORT_LEN,
+            Self::Direct => WINDOW_LEN,
+        }
+    }
+
+    /// How many times as fast as the first way it must be to be taken. More than
+    /// a little: speeds vary, and what is written through the cache can be read
+    /// from it afterwards.
+    fn margin(self) -> f64 {
+        match self {
+            Self::Cached => 1.0,
+            Self::Short => 1.2,
+            Self::Direct => 1.5,
+        }
+    }
 }
 
 /// Chooses the way of each write by the speed of those before.
@@ -46,12 +79,14 @@ pub(crate) struct Pace(Mutex<State>);
 struct State {
     way: Way,
     can_direct: bool,
-    /// Bytes a second at which each way was last seen.
-    cached: f64,
-    direct: Option<f64>,
+    /// Bytes a second at which each way was last seen, in the order of
+    /// [`Way::ALL`]; none if it has not been since all were last tried.
+    rates: [Option<f64>; 3],
     /// Bytes after which the present way is judged.
     sample_len: u64,
     retry_len: u64,
+    /// The way that the present tries are to replace.
+    tried_from: Option<Way>,
     sample: Sample,
 }
 
@@ -75,10 +110,10 @@ impl Pace {
         Self(Mutex::new(State {
             way: Way::Cached,
             can_direct: true,
-            cached: f64::INFINITY,
-            direct: None,
+            rates: [None; 3],
             sample_len: SAMPLE_LEN,
             retry_len: RETRY_LEN,
+            tried_from: None,
             sample: Sample::default(),
         }))
     }
@@ -95,13 +130,14 @@ impl Pace {
     pub(crate) fn rule_out_direct(&self) {
         let mut state = self.state();
         state.can_direct = false;
+        state.set_rate(Way::Direct, None);
         state.turn_to(Way::Cached, SAMPLE_LEN);
     }
 
-    /// Chooses the way past the cache, untried.
+    /// Chooses a way, untried.
     #[cfg(test)]
-    pub(crate) fn start_with_direct(&self) {
-        self.state().turn_to(Way::Direct, u64::MAX);
+    pub(crate) fn start_with(&self, way: Way) {
+        self.state().turn_to(way, u64::MAX);
     }
 
     /// Times a write of `len` bytes, which goes `way`.
@@ -173,36 +209,60 @@ impl Sample {
 }
 
 impl State {
+    fn rate(&self, way: Way) -> Option<f64> {
+        self.rates.get(way as usize).copied().flatten()
+    }
+
+    fn set_rate(&mut self, way: Way, rate: Option<f64>) {
+        if let Some(known) = self.rates.get_mut(way as usize) {
+            *known = rate;
+        }
+    }
+
+    /// Hears how fast the present way is, and chooses the next.
     fn judge(&mut self, now: Instant) {
         let rate = self.sample.take(now);
-        match self.way {
-            Way::Cached => self.judge_cached(rate),
-            Way::Direct => self.judge_direct(rate),
-        }
-    }
-
-    fn judge_cached(&mut self, rate: f64) {
-        self.cached = rate;
-        let is_slow = self.direct.map_or(rate < FAST, |direct| direct > rate * MARGIN);
-        if !is_slow || !self.can_direct {
-            self.sample_len = SAMPLE_LEN;
-            return;
-        }
-        let was_probe = self.sample_len == PROBE_LEN;
-        self.retry_len = if was_probe { self.retry_len.saturating_mul(2) } else { RETRY_LEN };
-        let sample_len = if self.direct.is_none() { SAMPLE_LEN } else { self.retry_len };
-        self.turn_to(Way::Direct, sample_len);
-    }
-
-    fn judge_direct(&mut self, rate: f64) {
-        let is_first = self.direct.replace(rate).is_none();
-        if rate < self.cached * MARGIN {
-            self.turn_to(Way::Cached, SAMPLE_LEN);
-        } else if is_first {
-            self.sample_len = self.retry_len;
-        } else {
+        self.set_rate(self.way, Some(rate));
+        if self.is_to_be_retried() {
+            self.tried_from = Some(self.way);
+            self.rates = [None; 3];
             self.turn_to(Way::Cached, PROBE_LEN);
+        } else if self.way != Way::Direct && rate >= FAST {
+            self.settle(self.way);
+        } else if let Some(untried) = self.untried() {
+            self.turn_to(untried, if self.tried_from.is_some() { PROBE_LEN } else { SAMPLE_LEN });
+        } else {
+            self.settle(self.best());
         }
+    }
+
+    fn untried(&self) -> Option<Way> {
+        let can = |way: &Way| *way != Way::Direct || self.can_direct;
+        Way::ALL.into_iter().filter(can).find(|way| self.rate(*way).is_none())
+    }
+
+    /// Whether the present way has had its turn: it is not the first, and was
+    /// judged by all that it was to write.
+    fn is_to_be_retried(&self) -> bool {
+        self.way != Way::Cached && self.sample_len == self.retry_len
+    }
+
+    fn best(&self) -> Way {
+        let worth = |way: Way| self.rate(way).unwrap_or(0.0) / way.margin();
+        Way::ALL
+            .into_iter()
+            .reduce(|best, way| if worth(way) > worth(best) { way } else { best })
+            .unwrap_or(Way::Cached)
+    }
+
+    /// Takes a way for the time being.
+    fn settle(&mut self, way: Way) {
+        self.retry_len = match self.tried_from.take() {
+            Some(before) if before == way => self.retry_len.saturating_mul(2),
+            Some(_) => RETRY_LEN,
+            None => self.retry_len,
+        };
+        self.turn_to(way, if way == Way::Cached { SAMPLE_LEN } else { self.retry_len });
     }
 
     fn turn_to(&mut self, way: Way, sample_len: u64) {
@@ -218,23 +278,23 @@ impl State {
 mod tests {
     use super::*;
 
-    /// Writes `len` bytes at the speed that each way has, and gives how many
-    /// of them went past the cache.
-    fn write(state: &mut State, len: u64, cached: f64, direct: f64) -> u64 {
-        const PIECE: u64 = 512 << 10;
+    /// Writes `len` bytes at the speed that each way has, in the order of
+    /// [`Way::ALL`], and gives how many of them went which way.
+    fn write(state: &mut State, len: u64, rates: [f64; 3]) -> [u64; 3] {
+        const PIECE: u64 = 128 << 10;
         let mut now = Instant::now();
-        let mut past = 0;
+        let mut written = [0; 3];
         for _ in 0..len / PIECE {
-            let rate = if state.way == Way::Cached { cached } else { direct };
-            past += if state.way == Way::Direct { PIECE } else { 0 };
+            let way = state.way as usize;
+            written[way] += PIECE;
             let turn = state.sample.begin(now, false);
-            now += Duration::from_secs_f64(PIECE as f64 / rate);
+            now += Duration::from_secs_f64(PIECE as f64 / rates[way]);
             state.sample.end(now, turn, PIECE);
             if state.sample.bytes >= state.sample_len {
                 state.judge(now);
             }
         }
-        past
+        written
     }
 
     fn new_state() -> State {
@@ -245,41 +305,62 @@ mod tests {
 
     #[test]
     fn a_fast_cache_is_kept() {
-        assert_eq!(write(&mut new_state(), GIB, 6e9, 2e9), 0);
+        assert_eq!(write(&mut new_state(), GIB, [6e9, 9e9, 9e9]), [GIB, 0, 0]);
     }
 
     #[test]
     fn a_cache_that_turns_slow_is_left_for_a_faster_device() {
         let mut state = new_state();
-        assert_eq!(write(&mut state, GIB, 6e9, 2e9), 0);
-        let past = write(&mut state, GIB, 0.3e9, 2e9);
-        assert!(past > GIB - GIB / 64, "{past}");
+        write(&mut state, GIB, [6e9, 1e9, 2e9]);
+        let [_, _, past] = write(&mut state, GIB, [0.3e9, 0.4e9, 2e9]);
+        assert!(past > GIB - GIB / 32, "{past}");
+    }
+
+    #[test]
+    fn short_pieces_are_taken_where_they_find_memory() {
+        let [_, short, _] = write(&mut new_state(), GIB, [0.8e9, 4e9, 2e9]);
+        assert!(short > GIB - GIB / 32, "{short}");
+    }
+
+    #[test]
+    fn a_device_is_not_tried_where_short_pieces_are_fast() {
+        let [_, _, past] = write(&mut new_state(), GIB, [0.8e9, 3.5e9, 9e9]);
+        assert_eq!(past, 0);
     }
 
     #[test]
     fn a_cache_that_was_slow_for_a_moment_is_taken_again() {
-        let mut state = new_state();
-        write(&mut state, 2 * SAMPLE_LEN, 0.3e9, 2e9);
-        assert_eq!(state.way, Way::Direct);
-        let past = write(&mut state, GIB, 6e9, 2e9);
-        assert!(past <= 2 * RETRY_LEN, "{past}");
+        for slow in [[0.3e9, 0.3e9, 2e9], [0.3e9, 3e9, 2e9]] {
+            let mut state = new_state();
+            write(&mut state, 4 * SAMPLE_LEN, slow);
+            assert_ne!(state.way, Way::Cached);
+            let [cached, ..] = write(&mut state, GIB, [6e9, 3e9, 2e9]);
+            assert!(cached >= GIB - 2 * RETRY_LEN, "{cached}");
+        }
     }
 
     #[test]
-    fn a_slow_device_is_tried_once() {
-        assert_eq!(write(&mut new_state(), GIB, 1e9, 0.2e9), SAMPLE_LEN);
+    fn tries_in_vain_become_rare() {
+        let [cached, short, _] = write(&mut new_state(), 8 * GIB, [0.3e9, 0.3e9, 2e9]);
+        assert!(cached + short <= 2 * (SAMPLE_LEN + 8 * PROBE_LEN), "{cached} {short}");
     }
 
     #[test]
-    fn a_device_a_little_faster_than_the_cache_is_not_worth_it() {
-        assert_eq!(write(&mut new_state(), GIB, 1.0e9, 1.2e9), SAMPLE_LEN);
+    fn slow_ways_are_tried_once() {
+        assert_eq!(write(&mut new_state(), GIB, [1e9, 0.9e9, 0.2e9])[1..], [SAMPLE_LEN; 2]);
+    }
+
+    #[test]
+    fn ways_a_little_faster_than_the_first_are_not_worth_it() {
+        assert_eq!(write(&mut new_state(), GIB, [1.0e9, 1.1e9, 1.2e9])[1..], [SAMPLE_LEN; 2]);
     }
 
     #[test]
     fn without_direct_writes_the_cache_is_kept() {
         let pace = Pace::new();
         pace.rule_out_direct();
-        assert_eq!(write(&mut pace.0.into_inner().unwrap(), GIB, 0.1e9, 2e9), 0);
+        let mut state = pace.0.into_inner().unwrap();
+        assert_eq!(write(&mut state, GIB, [0.1e9, 0.1e9, 2e9])[2], 0);
     }
 
     #[test]
