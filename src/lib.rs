@@ -114,7 +114,7 @@ pub use extract::{
 pub use feed::{Incoming, Kept};
 pub use header::Configuration;
 pub use idstr::Idstr;
-pub use input::Input;
+pub use input::{Change, FileState, Input, open_to_read};
 pub use iterated::Iterated;
 pub use json::{DeviceJson, IteratedJson, StateJson};
 pub use loss::{DoubtfulPage, Loss};
