@@ -96,6 +96,7 @@ mod section;
 mod stream;
 mod units;
 mod vmstate;
+mod volume;
 mod walk;
 mod walked;
 mod wire;
@@ -135,4 +136,5 @@ pub use vmstate::{
     Indicator, ModernQueue, MsixState, PackedQueue, Unknown, Virtio, VirtioElement, VirtioExtra, VirtioQueue,
     VirtioSubsections, VirtioTransport,
 };
+pub use volume::{data_len, nonzero_len};
 pub use walked::{Description, Warning};
