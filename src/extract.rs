@@ -38,7 +38,7 @@ pub const PIECE_ALIGN: usize = 4096;
 
 /// A gap of zeros up to this many bytes between two pieces of data is written
 /// along with them: one long write is cheaper than two and a hole.
-const SMALL_GAP: u64 = 64 << 10;
+pub(crate) const SMALL_GAP: u64 = 64 << 10;
 
 /// Bytes in a row that are worth a claim: to claim 64 KiB and write them takes
 /// 0.86 of what the write alone does, 32 KiB 1.10.

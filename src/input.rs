@@ -6,13 +6,15 @@
 //! that the walk is about to reach. Nothing depends on them; where they are
 //! late, the walk faults as it would without them.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::ops::Range;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use memmap2::{Advice, Mmap, MmapOptions};
+use rustix::fs::OFlags;
 
 use crate::error::{Error, Result};
 use crate::progress::Progress;
@@ -43,8 +45,9 @@ const WAIT: Duration = Duration::from_micros(50);
 /// The bytes are the file's own pages. They stay what they are only as long
 /// as nobody writes to the file: a change while it is mapped can be seen half
 /// done, and a file that *shrinks* makes the next access beyond its end kill
-/// the process (`SIGBUS`). Read streams that are complete, on storage of your
-/// own; copy first what others can write to.
+/// the process (`SIGBUS`), unless it handles that signal, as the command does.
+/// Read streams that are complete, on storage of your own; copy first what
+/// others can write to. [`FileState`] tells whether somebody did.
 pub struct Input {
     path: PathBuf,
     /// Where in the file the map begins.
@@ -71,7 +74,7 @@ impl Input {
                 format!("is {what}; this version reads streams from regular files"),
             )));
         }
-        Self::of_file(path, &File::open(path).map_err(fail)?)
+        Self::of_file(path, &open_to_read(path).map_err(fail)?)
     }
 
     /// Maps a file that is open already. `path` is its name for messages.
@@ -107,7 +110,7 @@ impl Input {
     }
 
     /// The file itself.
-    pub(crate) fn file(&self) -> &File {
+    pub fn file(&self) -> &File {
         &self.file
     }
 
@@ -139,6 +142,76 @@ impl Input {
             ahead.is_over.store(true, Ordering::Relaxed);
             done
         })
+    }
+}
+
+/// Opens a file to be read, and nothing of it to be changed: not even the time
+/// of its last access, if the system lets us have that (it does for owners).
+///
+/// # Errors
+/// What the system says.
+pub fn open_to_read(path: &Path) -> std::io::Result<File> {
+    let flags = i32::try_from(OFlags::NOATIME.bits()).unwrap_or(0);
+    match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => File::open(path),
+        opened => opened,
+    }
+}
+
+/// What a file is at a moment: how long, and when it was last written to.
+///
+/// Two of these tell whether somebody wrote to a file between them. They do not
+/// tell if that was set right again on purpose, or if the file has no times of
+/// its own, like a block device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FileState {
+    len: u64,
+    modified: SystemTime,
+}
+
+/// How a file became another one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// It is shorter.
+    Shrunk,
+    /// It is longer.
+    Grown,
+    /// It was written to.
+    Written,
+}
+
+impl FileState {
+    /// What `file` is now.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn of(file: &File) -> std::io::Result<Self> {
+        let metadata = file.metadata()?;
+        Ok(Self { len: metadata.len(), modified: metadata.modified()? })
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// When it was last written to.
+    pub fn modified(&self) -> SystemTime {
+        self.modified
+    }
+
+    /// What happened between this and a later state.
+    pub fn change_to(&self, later: &Self) -> Option<Change> {
+        match later.len.cmp(&self.len) {
+            std::cmp::Ordering::Less => Some(Change::Shrunk),
+            std::cmp::Ordering::Greater => Some(Change::Grown),
+            std::cmp::Ordering::Equal => (later.modified != self.modified).then_some(Change::Written),
+        }
     }
 }
 

@@ -96,6 +96,7 @@ mod section;
 mod stream;
 mod units;
 mod vmstate;
+mod volume;
 mod walk;
 mod walked;
 mod wire;
@@ -114,7 +115,7 @@ pub use extract::{
 pub use feed::{Incoming, Kept};
 pub use header::Configuration;
 pub use idstr::Idstr;
-pub use input::Input;
+pub use input::{Change, FileState, Input, open_to_read};
 pub use iterated::Iterated;
 pub use json::{DeviceJson, IteratedJson, StateJson};
 pub use loss::{DoubtfulPage, Loss};
@@ -135,4 +136,5 @@ pub use vmstate::{
     Indicator, ModernQueue, MsixState, PackedQueue, Unknown, Virtio, VirtioElement, VirtioExtra, VirtioQueue,
     VirtioSubsections, VirtioTransport,
 };
+pub use volume::{data_len, nonzero_len};
 pub use walked::{Description, Warning};

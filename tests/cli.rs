@@ -660,7 +660,7 @@ fn a_signal_leaves_nothing_behind() {
     let code = child.wait().unwrap().code();
     // A machine that was quicker than the signal has the whole output.
     match code {
-        Some(130) => assert_eq!(entries_of(place.path()), ["stream"]),
+        Some(143) => assert_eq!(entries_of(place.path()), ["stream"]),
         _ => assert_eq!(code, Some(0)),
     }
 }

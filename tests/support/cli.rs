@@ -137,6 +137,12 @@ pub struct Workplace {
     dir: tempfile::TempDir,
 }
 
+impl AsRef<Path> for Workplace {
+    fn as_ref(&self) -> &Path {
+        self.path()
+    }
+}
+
 impl Workplace {
     /// A new directory that holds `stream` and nothing else.
     pub fn with(stream: &[u8]) -> Self {

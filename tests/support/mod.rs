@@ -15,6 +15,7 @@
 
 pub mod channel;
 pub mod cli;
+pub mod fault;
 pub mod fixtures;
 pub mod going_by;
 pub mod hostile;

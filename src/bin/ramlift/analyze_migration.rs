@@ -105,7 +105,7 @@ fn write_images(staging: &mut Staging, ram: &Ram<'_>) -> Result<(), Failure> {
         scatter(ram, &blocks, &sink, progress)
     };
     let done = progress::watch(progress::is_visible(false), "writing", image_len(ram, &blocks), write);
-    done.map_err(|error| Failure::Other(staging.shown(&Failure::from(error).to_string())))
+    done.map_err(|error| Failure::from(error).map_text(|text| staging.shown(text)))
 }
 
 /// The description as Python reads and writes it: of a key that stands in an

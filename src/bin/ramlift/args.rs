@@ -119,6 +119,14 @@ pub(crate) struct ExtractArgs {
     /// Replace files that exist
     #[arg(long)]
     pub(crate) force: bool,
+    /// Write no more than this to disk, in bytes; takes K, M, G, T. What is
+    /// known to take more is not begun
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) max_output: Option<u64>,
+    /// Wait until all is on the disk before it is in its place: it is whole
+    /// then even if the power fails. Takes as long as the disk does
+    #[arg(long)]
+    pub(crate) sync: bool,
     /// Read the stream from begin to end, once, as a pipe is read. Files that
     /// memory cannot keep are read so anyway: where a page was sent again, it
     /// is written again

@@ -63,8 +63,10 @@ pub(crate) fn write(
     for device in devices.iter() {
         let file = paths.assign(&Idstr::from([DIRECTORY.as_bytes(), device.name].concat().as_slice()));
         let path = staging.file(&file)?;
+        let chunks = device.last_chunks().iter().filter(|chunk| chunk.data.is_some()).count() as u64;
+        staging.spend(chunks.saturating_mul(ramlift::BLOCK_LEN))?;
         let done = write_image(device, &path).map_err(|source| Failure::from(Error::io(&path, source)));
-        done.map_err(|failure| Failure::Other(staging.shown(&failure.to_string())))?;
+        done.map_err(|failure| failure.map_text(|text| staging.shown(text)))?;
         entries.push(entry(device, file));
     }
     Ok(Written { entries, warning: None })

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use crate::args::SourceArgs;
 use crate::exit::Failure;
-use crate::progress;
+use crate::{inputs, progress};
 
 /// Walks the stream in `input`, which `args` name, and hands it on with the
 /// pages of its channels.
@@ -32,7 +32,9 @@ pub(crate) fn with_channels<T>(
 
 /// Opens a file that is named on the command line.
 pub(crate) fn open(path: &Path) -> Result<Input, Failure> {
-    Input::open(path).map_err(Failure::input(path))
+    let input = Input::open(path).map_err(Failure::input(path))?;
+    inputs::remember(path, input.file()).map_err(Failure::file(path))?;
+    Ok(input)
 }
 
 /// A channel, and the file of its pages if they are compressed.
@@ -59,6 +61,7 @@ fn unpack(input: &Input, page_size: TargetPageSize) -> ramlift::Result<Unpacked<
     let mut file = BufWriter::new(tempfile::tempfile_in(&dir).map_err(fail)?);
     channel.unpack(&mut file, &dir)?;
     let file = file.into_inner().map_err(|error| fail(error.into_error()))?;
+    inputs::remember_temporary(&dir, &file).map_err(|source| ramlift::Error::io(&dir, source))?;
     let spool = Some(Input::of_file(dir, &file)?);
     Ok(Unpacked { channel, spool })
 }

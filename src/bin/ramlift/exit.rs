@@ -1,13 +1,13 @@
 //! How the command ends.
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crate::source;
+use ramlift::ErrorKind;
 
-/// The exit code after a signal, as shells have it for an interrupt.
-pub(crate) const INTERRUPTED: i32 = 130;
+use crate::{inputs, source};
 
 /// The exit codes: part of the public interface.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,16 +24,21 @@ pub(crate) enum Exit {
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
-        Self::from(match exit {
-            Exit::Complete => 0,
-            Exit::Failed => 1,
-            Exit::Usage => 2,
-            Exit::Partial => 3,
-        })
+        Self::from(exit.code())
     }
 }
 
 impl Exit {
+    /// The number.
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            Self::Complete => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::Partial => 3,
+        }
+    }
+
     /// Complete, or partial if something is missing.
     pub(crate) fn of(is_partial: bool) -> Self {
         if is_partial { Self::Partial } else { Self::Complete }
@@ -54,6 +59,13 @@ pub(crate) enum Failure {
     },
     /// The output, or a request that this input cannot serve.
     Other(String),
+    /// The same, and there is something to try.
+    Hinted {
+        /// What went wrong.
+        text: String,
+        /// What to try.
+        hint: &'static str,
+    },
     /// Whoever read the output has had enough: no failure.
     ClosedPipe,
 }
@@ -73,16 +85,32 @@ impl Failure {
     }
 
     /// A failure to write to standard output.
-    pub(crate) fn stdout(error: std::io::Error) -> Self {
+    pub(crate) fn stdout(error: io::Error) -> Self {
         match error.kind() {
-            std::io::ErrorKind::BrokenPipe => Self::ClosedPipe,
-            _ => Self::Other(format!("standard output: {error}")),
+            io::ErrorKind::BrokenPipe => Self::ClosedPipe,
+            _ => Self::system(format!("standard output: {error}"), &error),
         }
     }
 
     /// A failure to write to the file `path`.
-    pub(crate) fn file(path: &Path) -> impl Fn(std::io::Error) -> Self + '_ {
-        move |error| Self::Other(format!("{}: {error}", path.display()))
+    pub(crate) fn file(path: &Path) -> impl Fn(io::Error) -> Self + '_ {
+        move |error| Self::system(format!("{}: {error}", path.display()), &error)
+    }
+
+    fn system(text: String, error: &io::Error) -> Self {
+        match system_hint(error) {
+            Some(hint) => Self::Hinted { text, hint },
+            None => Self::Other(text),
+        }
+    }
+
+    /// The same failure in other words.
+    pub(crate) fn map_text(self, map: impl FnOnce(&str) -> String) -> Self {
+        match self {
+            Self::Other(text) => Self::Other(map(&text)),
+            Self::Hinted { text, hint } => Self::Hinted { text: map(&text), hint },
+            other => other,
+        }
     }
 
     /// Whether it is the input's fault, of a certain kind.
@@ -92,13 +120,13 @@ impl Failure {
 
     /// Whether the stream would have to be gone back in.
     pub(crate) fn is_gone_by(&self) -> bool {
-        self.is_of(|kind| matches!(kind, ramlift::ErrorKind::GoneBy { .. }))
+        self.is_of(|kind| matches!(kind, ErrorKind::GoneBy { .. }))
     }
 
     /// Whether it is only of reading a stream as it goes by: too much would
     /// have to be kept.
     pub(crate) fn is_too_much_to_keep(&self) -> bool {
-        self.is_of(|kind| matches!(kind, ramlift::ErrorKind::TooMuchToKeep { .. }))
+        self.is_of(|kind| matches!(kind, ErrorKind::TooMuchToKeep { .. }))
     }
 
     /// Says it on standard error.
@@ -107,24 +135,71 @@ impl Failure {
             return Exit::Complete;
         }
         crate::terminal::say(format_args!("error: {self}"));
-        if let Self::Input { error, .. } = self
-            && let Some(hint) = error.hint()
-        {
+        for hint in self.hints() {
             crate::terminal::say(format_args!("hint: {hint}"));
-        }
-        if matches!(self, Self::Input { can_salvage: true, .. }) {
-            crate::terminal::say(format_args!(
-                "hint: `ramlift extract --salvage` writes what is whole and lists what is lost; `info` and `state` take it too"
-            ));
         }
         Exit::Failed
     }
+
+    /// What can be tried.
+    fn hints(&self) -> Vec<String> {
+        let (error, can_salvage) = match self {
+            Self::Input { error, can_salvage, .. } => (error, *can_salvage),
+            Self::Hinted { hint, .. } => return vec![(*hint).to_owned()],
+            Self::Other(_) | Self::ClosedPipe => return Vec::new(),
+        };
+        let mut hints = Vec::new();
+        let is_whole = matches!(error.kind(), ErrorKind::Part { .. } | ErrorKind::Limit { .. });
+        if let Some(age) = inputs::recent().filter(|_| error.is_damage() && !is_whole) {
+            hints.push(format!(
+                "the file was written to {} seconds ago: is the migration still running? wait until it is complete",
+                age.as_secs()
+            ));
+        }
+        hints.extend(error.hint().map(str::to_owned));
+        let of_system = std::error::Error::source(error).and_then(|cause| cause.downcast_ref());
+        hints.extend(of_system.and_then(system_hint).map(str::to_owned));
+        if can_salvage {
+            let text = "`ramlift extract --salvage` writes what is whole and lists what is lost; `info` and `state` take it too";
+            hints.push(text.to_owned());
+        }
+        hints
+    }
+}
+
+/// What can be tried where the system fails in a way that has a name.
+fn system_hint(error: &io::Error) -> Option<&'static str> {
+    const EIO: i32 = 5;
+    const EFAULT: i32 = 14;
+    Some(match error.kind() {
+        io::ErrorKind::StorageFull => {
+            "the file system is full: write to another by -o, or less by --block; temporary files go where TMPDIR says"
+        }
+        io::ErrorKind::QuotaExceeded => {
+            "your quota is used up: write to another file system by -o, or less by --block"
+        }
+        io::ErrorKind::ReadOnlyFilesystem => "the file system is read-only: write to another by -o",
+        io::ErrorKind::FileTooLarge => {
+            "the file system, or `ulimit -f`, allows no file as long: write to another by -o, or leave the block out by --block"
+        }
+        _ if error.raw_os_error() == Some(EIO) => {
+            "the device, or the server it is on, failed: the kernel's log tells more"
+        }
+        // A page of the map was to be written, and is not there.
+        _ if error.raw_os_error() == Some(EFAULT) => {
+            "the input cannot be read, its device or server failed: the kernel's log tells more"
+        }
+        _ => return None,
+    })
 }
 
 impl From<ramlift::Error> for Failure {
     /// A failure that names its own file, if it has one.
     fn from(error: ramlift::Error) -> Self {
-        Self::Other(chain(&error))
+        match std::error::Error::source(&error).and_then(|cause| cause.downcast_ref()) {
+            Some(cause) => Self::system(chain(&error), cause),
+            None => Self::Other(chain(&error)),
+        }
     }
 }
 
@@ -133,10 +208,10 @@ impl fmt::Display for Failure {
         match self {
             Self::Input { path, error, .. } => match error.kind() {
                 // It names the file itself.
-                ramlift::ErrorKind::Io { .. } => f.write_str(&chain(error)),
+                ErrorKind::Io { .. } => f.write_str(&chain(error)),
                 _ => write!(f, "{}: {}", path.display(), chain(error)),
             },
-            Self::Other(text) => f.write_str(text),
+            Self::Other(text) | Self::Hinted { text, .. } => f.write_str(text),
             Self::ClosedPipe => f.write_str("standard output was closed"),
         }
     }

@@ -15,7 +15,7 @@ use crate::layers::Origin;
 use crate::output::Staging;
 use crate::source::{self, Opened};
 use crate::state::{Chosen, write_report};
-use crate::{channels, memory, physical, progress, terminal};
+use crate::{channels, memory, physical, progress, room, terminal};
 
 pub(crate) const STATE: &str = "state.json";
 pub(crate) const DESC: &str = "desc.json";
@@ -107,7 +107,11 @@ fn extract_mapped(
         supply_shared(path, &mut stream, &shared)?;
         let blocks = stream.ram().map(|ram| choose_blocks(path, ram, &args.blocks)).transpose()?;
         let mut staging = Staging::new(target, args.force, path)?;
-        name_earlier_files(&mut staging);
+        prepare(args, &mut staging);
+        if let Some((ram, blocks)) = stream.ram().zip(blocks.as_ref()) {
+            let parts = room::whole(blocks);
+            staging.spend(room::check(ram, &parts, staging.place(), args.max_output, input)?)?;
+        }
         let images = match stream.ram().zip(blocks) {
             Some((ram, blocks)) => images::write(&mut staging, ram, &blocks, input, bar)?,
             None => images::none(path, &args.blocks)?,
@@ -127,9 +131,9 @@ fn extract_incoming(
     let bar = progress::is_visible(args.quiet);
     let shared = args.shared_files.iter().map(open_shared).collect::<Result<Vec<_>, _>>()?;
     let mut staging = Staging::new(target, args.force, path)?;
-    name_earlier_files(&mut staging);
+    prepare(args, &mut staging);
     let kept = Kept::new();
-    let mut taker = Taker::new(&mut staging, path, &args.blocks);
+    let mut taker = Taker::new(&mut staging, path, &args.blocks, args.max_output);
     let passed = progress::pass(bar, |progress| Stream::read_once(incoming, &kept, progress, &mut taker));
     let (mut stream, written) = taker.outcome(passed)?;
     stream.check_whole().map_err(Failure::input(path))?;
@@ -139,6 +143,15 @@ fn extract_incoming(
         None => images::none(path, &args.blocks)?,
     };
     finish(args, target, staging, &stream, &images, origin)
+}
+
+/// Makes ready to write.
+fn prepare(args: &ExtractArgs, staging: &mut Staging) {
+    name_earlier_files(staging);
+    staging.allow(args.max_output);
+    if args.sync {
+        staging.sync();
+    }
 }
 
 /// Writes all that is not RAM, and moves everything to its place.
@@ -231,15 +244,16 @@ pub(crate) fn supply_shared<'a>(
 /// Names the files of an extraction that was there before, by its manifest:
 /// two streams' files must not be mixed.
 fn name_earlier_files(staging: &mut Staging) {
-    let Some(manifest) = staging.read_earlier(MANIFEST) else { return };
-    let Ok(manifest) = serde_json::from_slice::<serde_json::Value>(&manifest) else { return };
-    let listed = |key| manifest.get(key).and_then(serde_json::Value::as_array).into_iter().flatten();
-    let images = listed("blocks").chain(listed("block_devices"));
-    for file in images.filter_map(|block| block.get("file")?.as_str()) {
-        staging.replaces(file);
+    for manifest in staging.earlier_manifests() {
+        let Ok(manifest) = serde_json::from_slice::<serde_json::Value>(&manifest) else { continue };
+        let listed = |key| manifest.get(key).and_then(serde_json::Value::as_array).into_iter().flatten();
+        let images = listed("blocks").chain(listed("block_devices"));
+        for file in images.filter_map(|block| block.get("file")?.as_str()) {
+            staging.replaces(file);
+        }
+        staging.replaces(DESC);
+        staging.replaces(DOMAIN);
     }
-    staging.replaces(DESC);
-    staging.replaces(DOMAIN);
 }
 
 /// Writes the description and the decoded devices. Gives a warning for each

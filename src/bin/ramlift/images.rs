@@ -14,6 +14,7 @@ use crate::extract::{DESC, DOMAIN, MANIFEST, STATE, Shared};
 use crate::output::Staging;
 use crate::paths::BlockPaths;
 use crate::progress;
+use crate::room::{Bounded, Budget};
 
 /// How much of a block is in the stream.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize)]
@@ -98,7 +99,7 @@ pub(crate) fn write(
         scatter(ram, &written, &sink, progress)
     };
     let done = progress::watch(bar, "writing", image_len(ram, &written), write);
-    done.map_err(|error| Failure::Other(staging.shown(&Failure::from(error).to_string())))?;
+    done.map_err(|error| Failure::from(error).map_text(|text| staging.shown(text)))?;
     Ok(images)
 }
 
@@ -108,6 +109,7 @@ pub(crate) struct Taker<'t> {
     path: &'t Path,
     chosen: &'t [String],
     images: Images,
+    budget: Budget,
     /// Why it could not go on, if the error that it gave does not say it.
     failure: Option<Failure>,
 }
@@ -122,9 +124,16 @@ pub(crate) struct Images {
 }
 
 impl<'t> Taker<'t> {
-    /// Takes the blocks that are `chosen` by name, or all.
-    pub(crate) fn new(staging: &'t mut Staging, path: &'t Path, chosen: &'t [String]) -> Self {
-        Self { staging, path, chosen, images: Images::default(), failure: None }
+    /// Takes the blocks that are `chosen` by name, or all, and writes no more
+    /// than `max_output`.
+    pub(crate) fn new(
+        staging: &'t mut Staging,
+        path: &'t Path,
+        chosen: &'t [String],
+        max_output: Option<u64>,
+    ) -> Self {
+        let budget = Budget::new(max_output);
+        Self { staging, path, chosen, images: Images::default(), budget, failure: None }
     }
 
     fn create(&mut self, ram: &Ram<'_>) -> Result<(), Failure> {
@@ -134,6 +143,7 @@ impl<'t> Taker<'t> {
             self.images.files.push((name.clone(), self.staging.file(name)?));
         }
         let paths = self.images.files.iter().map(|(_, path)| path.clone());
+        self.budget.watch(paths.clone());
         let files = self.images.blocks.iter().copied().zip(paths);
         self.images.sink = Some(BlockFiles::create(ram, files)?);
         Ok(())
@@ -145,11 +155,14 @@ impl<'t> Taker<'t> {
         passed: Result<Stream<'a>, Error>,
     ) -> Result<(Stream<'a>, Images), Failure> {
         match passed {
-            Ok(stream) => Ok((stream, self.images)),
-            Err(error) => Err(self.failure.unwrap_or_else(|| {
+            Ok(stream) => {
+                self.staging.spend(self.budget.taken())?;
+                Ok((stream, self.images))
+            }
+            Err(error) => Err(self.failure.or_else(|| self.budget.failure()).unwrap_or_else(|| {
                 let is_output = self.images.files.iter().any(|(_, path)| error.is_of_file(path));
                 match is_output {
-                    true => Failure::Other(self.staging.shown(&Failure::from(error).to_string())),
+                    true => Failure::from(error).map_text(|text| self.staging.shown(text)),
                     false => Failure::input(self.path)(error),
                 }
             })),
@@ -167,7 +180,8 @@ impl PageTaker for Taker<'_> {
 
     fn take(&mut self, stretch: &Stretch<'_, '_>) -> ramlift::Result<()> {
         let Some(sink) = &self.images.sink else { return Ok(()) };
-        scatter_stretch(stretch, &self.images.blocks, sink)
+        let sink = Bounded { images: sink, budget: &self.budget };
+        scatter_stretch(stretch, &self.images.blocks, &sink)
     }
 }
 

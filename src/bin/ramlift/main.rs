@@ -6,12 +6,14 @@ mod block_devices;
 mod channels;
 mod cpu;
 mod desc;
+mod durable;
 mod exit;
 mod extract;
 mod generate;
 mod guest;
 mod images;
 mod info;
+mod inputs;
 mod layers;
 mod layout;
 mod memory;
@@ -20,9 +22,12 @@ mod paths;
 mod physical;
 mod progress;
 mod raw;
+mod room;
+mod signals;
 mod snapshots;
 mod source;
 mod spool;
+mod staging;
 mod state;
 mod terminal;
 
@@ -30,7 +35,7 @@ use clap::Parser;
 use clap::error::ErrorKind;
 
 use args::{Cli, Command};
-use exit::Exit;
+use exit::{Exit, Failure};
 
 fn main() -> std::process::ExitCode {
     let cli = match Cli::try_parse() {
@@ -42,7 +47,7 @@ fn main() -> std::process::ExitCode {
             return if is_answer { Exit::Complete } else { Exit::Usage }.into();
         }
     };
-    output::clean_up_on_signals();
+    signals::watch();
     let outcome = match &cli.command {
         Command::Info(args) => info::run(args),
         Command::Extract(args) => extract::run(args),
@@ -53,5 +58,16 @@ fn main() -> std::process::ExitCode {
         Command::AnalyzeMigration(args) => analyze_migration::run(args),
         Command::Generate(args) => generate::run(args),
     };
-    outcome.unwrap_or_else(|failure| failure.report()).into()
+    conclude(outcome).into()
+}
+
+/// What came of it, if the input is still what it was. A change of it explains
+/// whatever failed.
+fn conclude(outcome: Result<Exit, Failure>) -> Exit {
+    // If a signal is just about to end the process, it is let do so.
+    let _staged = staging::staged();
+    match inputs::check() {
+        Ok(()) => outcome.unwrap_or_else(|failure| failure.report()),
+        Err(changed) => changed.report(),
+    }
 }

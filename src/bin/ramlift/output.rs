@@ -3,41 +3,30 @@
 //! Everything is written into a *staging* directory first, which nobody will
 //! take for a result, and moved to its place when it is complete. If something
 //! fails before that, the staging directory is removed and nothing else has
-//! changed.
+//! changed. Where files of an earlier output are replaced, there is no manifest
+//! from the first to the last of them, and the staging directory stays if not
+//! all could be moved.
 
 use std::fs;
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ramlift::create_new;
-use tempfile::TempDir;
+use rustix::fs::{
+    AtFlags, CWD, Mode, OFlags, RenameFlags, mkdirat, openat, renameat, renameat_with, unlinkat,
+};
+use rustix::io::Errno;
 
 use crate::exit::Failure;
+use crate::extract::MANIFEST;
+use crate::staging::{DIRECTORY_MODE, StagingDir, remove_leftovers, staged};
+use crate::{durable, inputs, room};
 
-/// The staging directory that a signal has to remove.
-static STAGED: Mutex<Option<PathBuf>> = Mutex::new(None);
-
-fn staged() -> MutexGuard<'static, Option<PathBuf>> {
-    STAGED.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Makes a signal (hang-up, interrupt, terminate) remove what is half written.
-/// One that comes while files are moved to their places waits until they are.
-pub(crate) fn clean_up_on_signals() {
-    // If the handler cannot be set, a signal leaves a directory behind whose
-    // name tells what it is.
-    let _ = ctrlc::set_handler(|| {
-        // Held until the end of the process: nothing is staged any more. What
-        // other threads still make in the directory needs another try.
-        let staged = staged();
-        if let Some(path) = &*staged {
-            let _ = (0..100).find(|_| fs::remove_dir_all(path).is_ok() || !path.exists());
-        }
-        std::process::exit(crate::exit::INTERRUPTED);
-    });
-}
+/// The name of an earlier output's manifest in the staging directory: one that
+/// no encoded name is.
+const EARLIER: &str = "%earlier-manifest";
 
 /// A directory being written.
 pub(crate) struct Staging {
@@ -46,8 +35,13 @@ pub(crate) struct Staging {
     may_replace: bool,
     /// The stream that is read: never to be replaced.
     input: PathBuf,
-    temporary: TempDir,
+    temporary: StagingDir,
+    is_to_be_synced: bool,
+    /// What may still be written, and what all of it may be.
+    allowed: Option<(u64, u64)>,
     files: Vec<PathBuf>,
+    /// Manifests of earlier outputs, and of those that came to no end.
+    manifests: Vec<Vec<u8>>,
     /// Files of an earlier output, to be removed if they are not replaced.
     stale: Vec<PathBuf>,
 }
@@ -61,6 +55,10 @@ impl Staging {
     pub(crate) fn new(target: &Path, may_replace: bool, input: &Path) -> Result<Self, Failure> {
         // Without the `.` components, which have no parent.
         let target: PathBuf = target.components().collect();
+        let mut manifests = Vec::new();
+        remove_leftovers(&target, |left| {
+            manifests.extend([MANIFEST, EARLIER].iter().filter_map(|name| fs::read(left.join(name)).ok()));
+        });
         let is_new = match fs::read_dir(&target) {
             Ok(mut entries) => {
                 if !may_replace && entries.next().is_some() {
@@ -82,9 +80,49 @@ impl Staging {
         } else {
             &target
         };
-        let temporary = stage_in(place)?;
+        if is_new {
+            remove_leftovers(place, |_| ());
+        } else {
+            manifests.extend(fs::read(target.join(MANIFEST)));
+        }
+        let temporary = StagingDir::make(place)?;
+        let is_to_be_synced = durable::is_needed(place);
         let (files, stale) = (Vec::new(), Vec::new());
-        Ok(Self { target, is_new, may_replace, input: input.to_owned(), temporary, files, stale })
+        let input = input.to_owned();
+        Ok(Self {
+            target,
+            is_new,
+            may_replace,
+            input,
+            temporary,
+            is_to_be_synced,
+            allowed: None,
+            files,
+            manifests,
+            stale,
+        })
+    }
+
+    /// Has all that is written be on the disk before it is in its place.
+    pub(crate) fn sync(&mut self) {
+        self.is_to_be_synced = true;
+    }
+
+    /// Allows no more than so many bytes of output.
+    pub(crate) fn allow(&mut self, max: Option<u64>) {
+        self.allowed = max.map(|max| (max, max));
+    }
+
+    /// Counts bytes of output.
+    pub(crate) fn spend(&mut self, len: u64) -> Result<(), Failure> {
+        let Some((left, max)) = &mut self.allowed else { return Ok(()) };
+        *left = left.checked_sub(len).ok_or_else(|| room::beyond("the output takes more", *max))?;
+        Ok(())
+    }
+
+    /// A path on the file system that is written to.
+    pub(crate) fn place(&self) -> &Path {
+        self.temporary.path()
     }
 
     /// Where to write the file that will be `relative` in the target. Makes
@@ -103,8 +141,10 @@ impl Staging {
             return Err(Failure::Other(format!("{}: exists already", self.target.join(relative).display())));
         }
         let path = self.temporary.path().join(relative);
-        let directory = parent(&path);
-        fs::create_dir_all(&directory).map_err(Failure::file(&directory))?;
+        // Not the staging directory itself: where a signal has removed it, it
+        // shall not be there again.
+        let made = open_directories(self.temporary.path(), relative);
+        made.map_err(Failure::file(&parent(&self.target.join(relative))))?;
         self.files.push(relative.to_owned());
         Ok(path)
     }
@@ -118,15 +158,21 @@ impl Staging {
     pub(crate) fn write(
         &mut self,
         relative: &str,
-        content: impl FnOnce(&mut BufWriter<fs::File>) -> io::Result<()>,
+        content: impl FnOnce(&mut BufWriter<Counted>) -> io::Result<()>,
     ) -> Result<(), Failure> {
         let path = self.file(relative)?;
-        let write = || {
-            let mut file = BufWriter::new(create_new(&path)?);
+        let left = self.allowed.map_or(u64::MAX, |(left, _)| left);
+        let write = || -> io::Result<u64> {
+            let mut file = BufWriter::new(Counted { file: create_new(&path)?, len: 0, left });
             content(&mut file)?;
-            file.flush()
+            file.flush()?;
+            Ok(file.get_ref().len)
         };
-        write().map_err(Failure::file(&self.target.join(relative)))
+        match write() {
+            Ok(len) => self.spend(len),
+            Err(error) if error.get_ref().is_some_and(|why| why.is::<Spent>()) => self.spend(u64::MAX),
+            Err(error) => Err(Failure::file(&self.target.join(relative))(error)),
+        }
     }
 
     /// The path that a file given out has in the end, for messages: `text`
@@ -135,9 +181,9 @@ impl Staging {
         text.replace(&*self.temporary.path().to_string_lossy(), &self.target.to_string_lossy())
     }
 
-    /// The content of a file that the target has of an earlier output.
-    pub(crate) fn read_earlier(&self, relative: &str) -> Option<Vec<u8>> {
-        if self.is_new { None } else { fs::read(self.target.join(relative)).ok() }
+    /// The manifests of earlier outputs in the target.
+    pub(crate) fn earlier_manifests(&self) -> Vec<Vec<u8>> {
+        self.manifests.clone()
     }
 
     /// Names a file of an earlier output: it goes unless this one has it too.
@@ -148,22 +194,41 @@ impl Staging {
         }
     }
 
-    /// Moves everything to its place.
+    /// Moves everything to its place, if the input is still what it was.
     pub(crate) fn commit(self) -> Result<(), Failure> {
+        inputs::close()?;
+        if self.is_to_be_synced {
+            durable::sync(self.temporary.path(), &self.files)
+                .map_err(|failure| failure.map_text(|text| self.shown(text)))?;
+        }
         let mut staged = staged();
-        self.move_all()?;
+        let moved = if self.is_new { self.commit_directory() } else { self.commit_files() };
         *staged = None;
-        Ok(())
+        moved
     }
 
-    fn move_all(self) -> Result<(), Failure> {
-        if self.is_new {
-            return self.commit_directory();
-        }
-        // Whatever can be in the way is met before anything is replaced.
+    fn commit_files(self) -> Result<(), Failure> {
+        self.check_the_way()?;
+        self.set_manifest_aside()?;
+        let Err(failure) = self.move_files() else {
+            self.temporary.remove();
+            return if self.is_to_be_synced { sync_place(&self.target, &self.target) } else { Ok(()) };
+        };
+        let target = self.target.display().to_string();
+        let left = self.temporary.keep();
+        Err(failure.map_text(|text| {
+            format!(
+                "{text}; {target} is not complete: some of its files are still in {}; give --force again when that is mended",
+                left.display()
+            )
+        }))
+    }
+
+    /// Whatever can be in the way is met before anything is replaced.
+    fn check_the_way(&self) -> Result<(), Failure> {
         for relative in &self.files {
             let target = self.target.join(relative);
-            make_directories(&self.target, relative).map_err(Failure::file(&target))?;
+            open_directories(&self.target, relative).map_err(Failure::file(&target))?;
             let in_the_way = match target.symlink_metadata() {
                 Ok(metadata) if metadata.is_dir() => "a directory",
                 Ok(metadata) if self.is_input(&metadata) => "the stream that is being read",
@@ -171,12 +236,30 @@ impl Staging {
             };
             return Err(Failure::Other(format!("{}: in the way is {in_the_way}", target.display())));
         }
-        for relative in &self.files {
-            let target = self.target.join(relative);
-            fs::rename(self.temporary.path().join(relative), &target).map_err(Failure::file(&target))?;
+        Ok(())
+    }
+
+    /// Without its manifest a directory is no complete output.
+    fn set_manifest_aside(&self) -> Result<(), Failure> {
+        let manifest = self.target.join(MANIFEST);
+        match fs::rename(&manifest, self.temporary.path().join(EARLIER)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Failure::file(&manifest)(error)),
+            _ => Ok(()),
         }
+    }
+
+    /// The manifest is the last of the files.
+    fn move_files(&self) -> Result<(), Failure> {
         for relative in self.stale.iter().filter(|relative| !self.files.contains(relative)) {
             self.remove(relative)?;
+        }
+        for relative in &self.files {
+            let target = self.target.join(relative);
+            let name = relative.file_name().unwrap_or_default();
+            let from = self.temporary.path().join(relative);
+            let moved = open_directories(&self.target, relative)
+                .and_then(|directory| Ok(renameat(CWD, &from, &directory, name)?));
+            moved.map_err(Failure::file(&target))?;
         }
         Ok(())
     }
@@ -185,15 +268,16 @@ impl Staging {
     /// directories that it leaves empty.
     fn remove(&self, relative: &Path) -> Result<(), Failure> {
         let target = self.target.join(relative);
-        let is_real = make_directories(&self.target, relative).is_ok();
-        match target.symlink_metadata() {
-            Ok(metadata) if is_real && metadata.is_file() && !self.is_input(&metadata) => {
-                fs::remove_file(&target).map_err(Failure::file(&target))?;
-            }
-            _ => {}
+        let name = relative.file_name().unwrap_or_default();
+        let is_ours = |file: fs::Metadata| file.is_file() && !self.is_input(&file);
+        if let Ok(directory) = open_directories(&self.target, relative)
+            && target.symlink_metadata().is_ok_and(is_ours)
+        {
+            let removed = unlinkat(&directory, name, AtFlags::empty()).map_err(io::Error::from);
+            removed.map_err(Failure::file(&target))?;
         }
         for directory in relative.ancestors().skip(1).filter(|above| *above != Path::new("")) {
-            // Fails on one that is not empty, as it should.
+            // Fails on one that is not empty, as it should, and on a symlink.
             let _ = fs::remove_dir(self.target.join(directory));
         }
         Ok(())
@@ -212,9 +296,37 @@ impl Staging {
         // rename fails on all but an empty directory.
         move_new(from, &self.target, || fs::rename(from, &self.target))
             .map_err(Failure::file(&self.target))?;
+        let is_to_be_synced = self.is_to_be_synced;
         // Moved: there is nothing left to remove.
         let _ = self.temporary.keep();
-        Ok(())
+        if is_to_be_synced { sync_place(&above, &self.target) } else { Ok(()) }
+    }
+}
+
+/// A file of which no more than `left` bytes are written.
+pub(crate) struct Counted {
+    file: fs::File,
+    len: u64,
+    left: u64,
+}
+
+/// There are none left.
+#[derive(Debug, thiserror::Error)]
+#[error("--max-output is reached")]
+struct Spent;
+
+impl Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() as u64 > self.left - self.len {
+            return Err(io::Error::other(Spent));
+        }
+        let len = self.file.write(bytes)?;
+        self.len += len as u64;
+        Ok(len)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
     }
 }
 
@@ -222,7 +334,8 @@ impl Staging {
 pub(crate) struct StagedFile {
     target: PathBuf,
     may_replace: bool,
-    temporary: TempDir,
+    is_to_be_synced: bool,
+    temporary: StagingDir,
 }
 
 impl StagedFile {
@@ -248,7 +361,21 @@ impl StagedFile {
         if target.file_name().is_none() {
             return refuse("has no file name");
         }
-        Ok(Self { target: target.to_owned(), may_replace, temporary: stage_in(&parent(target))? })
+        let place = parent(target);
+        remove_leftovers(&place, |_| ());
+        let temporary = StagingDir::make(&place)?;
+        let is_to_be_synced = durable::is_needed(&place);
+        Ok(Self { target: target.to_owned(), may_replace, is_to_be_synced, temporary })
+    }
+
+    /// As [`Staging::sync`].
+    pub(crate) fn sync(&mut self) {
+        self.is_to_be_synced = true;
+    }
+
+    /// As [`Staging::place`].
+    pub(crate) fn place(&self) -> &Path {
+        self.temporary.path()
     }
 
     /// Where to write it.
@@ -261,41 +388,35 @@ impl StagedFile {
         text.replace(&*self.temporary.path().to_string_lossy(), &parent(&self.target).to_string_lossy())
     }
 
-    /// Moves it to its place.
+    /// Moves it to its place, if the input is still what it was.
     pub(crate) fn commit(self) -> Result<(), Failure> {
-        let mut staged = staged();
+        inputs::close()?;
         let path = self.path();
+        if self.is_to_be_synced {
+            let file = self.target.file_name().unwrap_or_default();
+            durable::sync(self.temporary.path(), &[file.into()])
+                .map_err(|failure| failure.map_text(|text| self.shown(text)))?;
+        }
+        let mut staged = staged();
         let moved = match self.may_replace {
             true => fs::rename(&path, &self.target),
             // A link fails where something is, too.
             false => move_new(&path, &self.target, || fs::hard_link(&path, &self.target)),
         };
-        // What is left is removed here, whatever came of it.
+        // What is left is removed, whatever came of it.
+        self.temporary.remove();
         *staged = None;
         drop(staged);
-        moved.map_err(Failure::file(&self.target))
+        moved.map_err(Failure::file(&self.target))?;
+        if self.is_to_be_synced { sync_place(&parent(&self.target), &self.target) } else { Ok(()) }
     }
-}
-
-/// A directory in `place` to write into. From its first moment on a signal
-/// removes it. It is its owner's alone, as the files are.
-fn stage_in(place: &Path) -> Result<TempDir, Failure> {
-    let mut staged = staged();
-    let temporary = tempfile::Builder::new()
-        .prefix(".ramlift-incomplete-")
-        .permissions(fs::Permissions::from_mode(0o700))
-        .tempdir_in(place)
-        .map_err(Failure::file(place))?;
-    *staged = Some(temporary.path().to_owned());
-    Ok(temporary)
 }
 
 /// Moves a file or directory to where nothing is: what appeared there meanwhile
 /// is not replaced. `other` does it where the file system cannot promise that.
 fn move_new(from: &Path, to: &Path, other: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-    use rustix::fs::{CWD, RenameFlags, renameat_with};
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => other(),
+        Err(Errno::INVAL | Errno::NOSYS) => other(),
         moved => moved.map_err(io::Error::from),
     }
 }
@@ -305,22 +426,35 @@ fn is_same_file(input: &Path, file: &fs::Metadata) -> bool {
     input.metadata().is_ok_and(|input| (input.dev(), input.ino()) == (file.dev(), file.ino()))
 }
 
-/// Makes the directories of `relative` in `root`, through no symlink.
-fn make_directories(root: &Path, relative: &Path) -> io::Result<()> {
-    let mut path = root.to_owned();
+/// Opens the directory that `relative` is in, in `root`. Makes what is not
+/// there, and goes through no symlink, whoever puts one there meanwhile.
+fn open_directories(root: &Path, relative: &Path) -> io::Result<OwnedFd> {
+    const FLAGS: OFlags = OFlags::DIRECTORY.union(OFlags::CLOEXEC);
+    let mut directory = openat(CWD, root, FLAGS, Mode::empty())?;
     for component in relative.parent().into_iter().flat_map(Path::components) {
-        path.push(component);
-        match path.symlink_metadata() {
-            Ok(metadata) if metadata.is_dir() => {}
-            Ok(_) => {
-                let text = format!("{} is in the way: it is no directory", path.display());
+        match mkdirat(&directory, component.as_os_str(), Mode::from_raw_mode(DIRECTORY_MODE)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let opened = openat(&directory, component.as_os_str(), FLAGS | OFlags::NOFOLLOW, Mode::empty());
+        directory = match opened {
+            Err(Errno::NOTDIR | Errno::LOOP) => {
+                let text = format!("{} is in the way: it is no directory", component.as_os_str().display());
                 return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => fs::create_dir(&path)?,
-            Err(error) => return Err(error),
-        }
+            opened => opened?,
+        };
     }
-    Ok(())
+    Ok(directory)
+}
+
+/// Waits until it is on the disk that `target` is in `directory`.
+fn sync_place(directory: &Path, target: &Path) -> Result<(), Failure> {
+    durable::sync_path(directory).map_err(|failure| {
+        failure.map_text(|text| {
+            format!("{text}; {} is in its place, but maybe not so on the disk", target.display())
+        })
+    })
 }
 
 /// The directory that `path` is in.

@@ -2,11 +2,16 @@
 //!
 //! A block's name becomes a relative path: `0000:00:02.0/vga.vram` a file in a
 //! directory. Names are the stream's, so they are not trusted: whatever would
-//! leave the output directory, collide, or be no portable text is encoded.
+//! leave the output directory, be taken for something else, or be no portable
+//! text is encoded, and names that differ by case alone count as one, as they do
+//! on some file systems. QEMU's own names are ASCII, so all else is encoded:
+//! there are many ways to be the same name beyond it.
 
 use std::collections::{HashMap, HashSet};
 
 use ramlift::Idstr;
+
+use crate::staging;
 
 /// The longest name of one path component, in bytes, that is left as it is.
 /// File systems allow 255.
@@ -18,6 +23,7 @@ const DEPTH_MAX: usize = 8;
 /// Gives out paths, each once.
 #[derive(Default)]
 pub(crate) struct BlockPaths {
+    // In lower case.
     files: HashSet<String>,
     directories: HashSet<String>,
     /// The last number that each numbered name has got.
@@ -27,7 +33,7 @@ pub(crate) struct BlockPaths {
 impl BlockPaths {
     /// With the names that other outputs of the directory have.
     pub(crate) fn with_reserved(names: &[&str]) -> Self {
-        let files = names.iter().map(|name| (*name).to_owned()).collect();
+        let files = names.iter().map(|name| name.to_ascii_lowercase()).collect();
         Self { files, ..Self::default() }
     }
 
@@ -35,8 +41,9 @@ impl BlockPaths {
     /// `..`, and no path given out is another one's, or its directory.
     pub(crate) fn assign(&mut self, idstr: &Idstr) -> String {
         let path = self.find_free(&encode(idstr.as_bytes()));
-        self.directories.extend(parents(&path).map(str::to_owned));
-        self.files.insert(path.clone());
+        let folded = path.to_ascii_lowercase();
+        self.directories.extend(parents(&folded).map(str::to_owned));
+        self.files.insert(folded);
         path
     }
 
@@ -49,21 +56,23 @@ impl BlockPaths {
         if self.is_free(&flat) {
             return flat;
         }
-        let mut number = self.numbers.get(&flat).copied().unwrap_or(1);
+        let folded = flat.to_ascii_lowercase();
+        let mut number = self.numbers.get(&folded).copied().unwrap_or(1);
         loop {
             number += 1;
             let numbered = format!("{flat}~{number}");
             if self.is_free(&numbered) {
-                self.numbers.insert(flat, number);
+                self.numbers.insert(folded, number);
                 return numbered;
             }
         }
     }
 
     fn is_free(&self, path: &str) -> bool {
-        !self.files.contains(path)
-            && !self.directories.contains(path)
-            && !parents(path).any(|parent| self.files.contains(parent))
+        let path = path.to_ascii_lowercase();
+        !self.files.contains(&path)
+            && !self.directories.contains(&path)
+            && !parents(&path).any(|parent| self.files.contains(parent))
     }
 }
 
@@ -75,8 +84,9 @@ fn parents(path: &str) -> impl Iterator<Item = &str> {
 /// A block's name as a relative path.
 ///
 /// One slash at the begin goes. Each component keeps plain text; `%`, control
-/// characters, those that reorder or hide text, backslashes and bytes that are
-/// no UTF-8 become `%XX`, and so do components that mean another directory.
+/// characters, backslashes and bytes that are not ASCII become `%XX`, and so do
+/// components that mean another directory, a dot or space at the end, which some
+/// file systems drop, and the begin of what looks like a staging directory.
 fn encode(idstr: &[u8]) -> String {
     let relative = idstr.strip_prefix(b"/").unwrap_or(idstr);
     let components: Vec<String> = relative.split(|byte| *byte == b'/').map(encode_component).collect();
@@ -91,28 +101,27 @@ fn encode_component(component: &[u8]) -> String {
         b".." => return "%2E%2E".to_owned(),
         _ => {}
     }
+    let last = component.len() - 1;
     let mut encoded = String::new();
-    for chunk in component.utf8_chunks() {
-        for c in chunk.valid().chars() {
-            if !Idstr::is_plain(c) || c == '%' || c == '\\' {
-                let mut utf8 = [0; 4];
-                encoded.extend(c.encode_utf8(&mut utf8).bytes().map(|byte| format!("%{byte:02X}")));
-            } else {
-                encoded.push(c);
-            }
+    for (at, byte) in component.iter().copied().enumerate() {
+        let is_plain = matches!(byte, b' '..=b'~') && !matches!(byte, b'%' | b'\\');
+        let is_dropped = at == last && matches!(byte, b'.' | b' ');
+        let is_staging = at == 0 && component.to_ascii_lowercase().starts_with(staging::PREFIX.as_bytes());
+        if is_plain && !is_dropped && !is_staging {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
         }
-        encoded.extend(chunk.invalid().iter().map(|byte| format!("%{byte:02X}")));
     }
     shorten(&encoded)
 }
 
 /// A component, cut so that it fits a file system with a number behind it.
 fn shorten(component: &str) -> String {
-    if component.len() <= COMPONENT_LEN_MAX {
-        return component.to_owned();
+    match component.get(..COMPONENT_LEN_MAX) {
+        Some(cut) if component.len() > COMPONENT_LEN_MAX => format!("{cut}~"),
+        _ => component.to_owned(),
     }
-    let cut = (0..=COMPONENT_LEN_MAX).rev().find(|at| component.is_char_boundary(*at)).unwrap_or(0);
-    format!("{}~", component.get(..cut).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -141,6 +150,21 @@ mod tests {
     #[test]
     fn bytes_that_are_no_text_are_encoded() {
         assert_eq!(assign(&[b"a\0b\n", b"\xff%"]), ["a%00b%0A", "%FF%25"]);
+    }
+
+    #[test]
+    fn names_that_some_file_system_takes_for_the_same_are_kept_apart() {
+        assert_eq!(assign(&[b"pc.ram", b"PC.RAM", b"Pc.Ram"]), ["pc.ram", "PC.RAM~2", "Pc.Ram~3"]);
+        assert_eq!(assign(&[b"Manifest.JSON", b"A", b"a/b"]), ["Manifest.JSON~2", "A", "a%2Fb"]);
+        // The same letter, put together and in two parts.
+        assert_eq!(assign(&["\u{e9}".as_bytes(), "e\u{301}".as_bytes()]), ["%C3%A9", "e%CC%81"]);
+        assert_eq!(assign(&[b"a", b"a.", b"a "]), ["a", "a%2E", "a%20"]);
+    }
+
+    #[test]
+    fn no_name_looks_like_a_staging_directory() {
+        let names = assign(&[b".ramlift-incomplete-abcdef/x", b".Ramlift-Incomplete-other1"]);
+        assert_eq!(names, ["%2Eramlift-incomplete-abcdef/x", "%2ERamlift-Incomplete-other1"]);
     }
 
     #[test]

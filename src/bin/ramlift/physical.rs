@@ -6,9 +6,9 @@ use std::path::Path;
 use ramlift::cpu::{self, Vcpus};
 use ramlift::guest::{self, Depth, Linux, Uts};
 use ramlift::physical::{
-    self, Avml, Compression, Core, Kdump, Layout, PhysicalMemory, Plan, Uname, elf, lime, raw,
+    self, Avml, Compression, Core, Kdump, Layout, PhysicalMemory, Plan, Region, Uname, elf, lime, raw,
 };
-use ramlift::{Architecture, Input, Progress, Ram, Stream};
+use ramlift::{Architecture, BlockOffset, Input, Progress, Ram, Stream};
 
 use crate::args::{Compress, ExtractArgs, Format};
 use crate::cpu::why_none;
@@ -17,7 +17,7 @@ use crate::extract::{default_target, open_shared, supply_shared};
 use crate::images::Status;
 use crate::layers::Origin;
 use crate::output::StagedFile;
-use crate::{channels, info, layout, progress, source, terminal};
+use crate::{channels, info, layout, progress, room, source, terminal};
 
 /// Writes guest-physical memory as one file.
 pub(crate) fn extract(args: &ExtractArgs, format: Format) -> Result<Exit, Failure> {
@@ -30,7 +30,10 @@ pub(crate) fn extract(args: &ExtractArgs, format: Format) -> Result<Exit, Failur
     }
     let path = &args.source.stream;
     let target = args.output.clone().map_or_else(|| default_target(path, extension(format)), Ok)?;
-    let staged = StagedFile::new(&target, args.force, path)?;
+    let mut staged = StagedFile::new(&target, args.force, path)?;
+    if args.sync {
+        staged.sync();
+    }
     let (input, origin) = source::open_unpacked(path, &args.source.layers, args.source.salvage)?;
     let bar = progress::is_visible(args.quiet);
     let shared = args.shared_files.iter().map(open_shared).collect::<Result<Vec<_>, _>>()?;
@@ -84,10 +87,14 @@ fn write(
     }
     let mut warnings = origin.warnings.clone();
     let file = File::of(args, format, stream, PhysicalMemory::new(ram, &layout), &mut warnings)?;
-    let write = |progress: &Progress| file.write((ram, &layout), &staged.path(), input, progress);
+    file.check_room((ram, &layout), staged, args.max_output, input)?;
+    let write = |progress: &Progress| {
+        let max = args.max_output.filter(|_| file.is_packed());
+        room::with_file_limit(max, || file.write((ram, &layout), &staged.path(), input, progress))
+    };
     let bar = progress::is_visible(args.quiet);
     progress::watch(bar, "writing", file.progress_len(ram, &layout), write)
-        .map_err(|error| Failure::Other(staged.shown(&Failure::from(error).to_string())))?;
+        .map_err(|failure| failure.map_text(|text| staged.shown(text)))?;
     warnings.extend(info::warnings(stream));
     warnings.extend(layout::warnings(stream, &layout));
     let is_partial = layout::is_partial(&layout)
@@ -130,6 +137,30 @@ impl<'r, 'a> File<'r, 'a> {
                 Self::Plan(elf::plan(layout, &core).map_err(fail)?)
             }
         })
+    }
+
+    /// Whether memory is packed, so that nobody knows before how long it is.
+    fn is_packed(&self) -> bool {
+        matches!(self, Self::Avml(_) | Self::Kdump(_))
+    }
+
+    /// Whether there is room for what is not packed.
+    fn check_room(
+        &self,
+        (ram, layout): (&Ram<'_>, &Layout),
+        staged: &StagedFile,
+        max_output: Option<u64>,
+        input: &Input,
+    ) -> Result<(), Failure> {
+        if self.is_packed() {
+            return Ok(());
+        }
+        let part = |region: &Region| {
+            let end = region.offset.0.saturating_add(region.bytes());
+            (region.block, region.offset..BlockOffset(end))
+        };
+        let parts = layout.regions().iter().map(part).collect();
+        room::check(ram, &parts, staged.place(), max_output, input).map(drop)
     }
 
     /// The bytes that [`write`](Self::write) counts.

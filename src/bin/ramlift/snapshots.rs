@@ -1,7 +1,6 @@
 //! The internal snapshots of a qcow2 image, as `info` lists them.
 
 use std::fmt;
-use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::time::Duration;
@@ -11,7 +10,7 @@ use serde::Serialize;
 
 use crate::args::LayerArgs;
 use crate::exit::{Exit, Failure};
-use crate::{layers, terminal};
+use crate::{inputs, layers, terminal};
 
 /// A snapshot, as the image's table has it.
 #[derive(Serialize)]
@@ -69,7 +68,7 @@ pub(crate) fn several(path: &Path, args: &LayerArgs) -> Result<Option<Vec<Snapsh
     if args.snapshot.is_some() || args.offset != 0 || !path.is_file() {
         return Ok(None);
     }
-    let mut file = File::open(path).map_err(Failure::file(path))?;
+    let mut file = inputs::open(path).map_err(Failure::file(path))?;
     let mut magic = [0; MAGIC.len()];
     if file.read_exact(&mut magic).is_err() || magic != MAGIC {
         return Ok(None);

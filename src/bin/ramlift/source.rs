@@ -15,7 +15,7 @@ use rustix::fs::{Advice, fadvise};
 use crate::args::{LayerArgs, SourceArgs};
 use crate::exit::Failure;
 use crate::layers::{self, Bytes, Origin, Unwrapped};
-use crate::{channels, progress, spool};
+use crate::{channels, inputs, progress, spool};
 
 /// The name of standard input on the command line.
 pub(crate) const STDIN: &str = "-";
@@ -123,12 +123,13 @@ fn open_any(path: &Path, args: &LayerArgs) -> Result<Unwrapped, Failure> {
     if path == STDIN {
         let path = name(path);
         let mut file = stdin().map_err(Failure::file(path))?;
+        inputs::remember(path, &file).map_err(Failure::file(path))?;
         skip(path, &mut file, args.offset)?;
         return layers::unwrap_reader(path, Box::new(file), args, Origin::default());
     }
     let kind = std::fs::metadata(path).map_err(Failure::file(path))?.file_type();
     if kind.is_file() || kind.is_block_device() {
-        let file = File::open(path).map_err(Failure::file(path))?;
+        let file = inputs::open(path).map_err(Failure::file(path))?;
         return layers::unwrap_file(path, file, args);
     }
     if kind.is_fifo() {
@@ -165,7 +166,7 @@ fn stdin() -> io::Result<File> {
 pub(crate) fn read_once(input: &Input) -> Result<Incoming, Failure> {
     let path = input.path();
     let range = input.range();
-    let mut file = File::open(path).map_err(Failure::file(path))?;
+    let mut file = input.file().try_clone().map_err(Failure::file(path))?;
     file.seek(SeekFrom::Start(range.start)).map_err(Failure::file(path))?;
     let once = Once { file, done: range.start };
     Ok(Incoming::new(path, once.take(range.end - range.start)))

@@ -14,7 +14,7 @@ use ramlift::{Error, Input, Progress};
 
 use crate::exit::Failure;
 use crate::layers::Scattered;
-use crate::progress;
+use crate::{inputs, progress};
 
 /// Bytes that are read at a time.
 const CHUNK_LEN: usize = 1 << 20;
@@ -60,6 +60,7 @@ fn spool(path: &Path, chunks: impl Chunks) -> Result<(Input, Option<Error>), Fai
 fn spool_file(path: &Path, chunks: impl Chunks) -> Result<(File, Option<Error>), Failure> {
     let dir = std::env::temp_dir();
     let file = tempfile::tempfile_in(&dir).map_err(Failure::file(&dir))?;
+    inputs::remember_temporary(&dir, &file).map_err(Failure::file(&dir))?;
     let copy = |progress: &Progress| copy(chunks, &file, progress);
     let failure = progress::pass(progress::is_visible(false), copy).map_err(Failure::file(&dir))?;
     Ok((file, failure.map(|error| error_of(error, path))))

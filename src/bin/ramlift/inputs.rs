@@ -1,0 +1,144 @@
+//! The files that are read: opened so that nothing of them changes, and looked
+//! at again at the end, whether somebody else changed them.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use ramlift::{Change, FileState};
+use rustix::fs::fstatvfs;
+
+use crate::exit::Failure;
+
+/// A file that was written to no longer ago may still be.
+const RECENT: Duration = Duration::from_secs(60);
+
+const COPY_FIRST: &str = "copy it to where nobody writes to it, and give the copy";
+
+/// A file that is open.
+struct Opened {
+    path: PathBuf,
+    file: File,
+    kind: Kind,
+}
+
+/// What is known of a file that is open.
+enum Kind {
+    /// What it was when it was opened.
+    Regular(FileState),
+    /// Its length and times say nothing.
+    Device,
+    /// A file of ours, which nobody else can change.
+    Temporary,
+}
+
+static OPENED: Mutex<Vec<Opened>> = Mutex::new(Vec::new());
+
+fn opened() -> MutexGuard<'static, Vec<Opened>> {
+    OPENED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Opens a file to be read, and remembers what it is.
+pub(crate) fn open(path: &Path) -> io::Result<File> {
+    let file = ramlift::open_to_read(path)?;
+    remember(path, &file)?;
+    Ok(file)
+}
+
+/// Remembers what a file is that is open already.
+pub(crate) fn remember(path: &Path, file: &File) -> io::Result<()> {
+    let file_type = file.metadata()?.file_type();
+    let kind = match file_type.is_file() {
+        true => Kind::Regular(FileState::of(file)?),
+        false if file_type.is_block_device() => Kind::Device,
+        // What goes by is read, and not mapped.
+        false => return Ok(()),
+    };
+    add(path, file, kind)
+}
+
+/// Remembers a temporary file in `dir`.
+pub(crate) fn remember_temporary(dir: &Path, file: &File) -> io::Result<()> {
+    add(dir, file, Kind::Temporary)
+}
+
+fn add(path: &Path, file: &File, kind: Kind) -> io::Result<()> {
+    opened().push(Opened { path: path.to_owned(), file: file.try_clone()?, kind });
+    Ok(())
+}
+
+/// Fails if a file is not what it was when it was opened.
+pub(crate) fn check() -> Result<(), Failure> {
+    opened().iter().try_for_each(|opened| opened.check())
+}
+
+/// The same, when all is read: what happens to the files from now on is
+/// nobody's concern.
+pub(crate) fn close() -> Result<(), Failure> {
+    check()?;
+    opened().clear();
+    Ok(())
+}
+
+/// Why a mapped page cannot be read.
+pub(crate) fn why_lost() -> Failure {
+    let opened = opened();
+    if let Some(Err(failure)) = opened.iter().map(Opened::check).find(Result::is_err) {
+        return failure;
+    }
+    let is_full = |opened: &&Opened| fstatvfs(&opened.file).is_ok_and(|system| system.f_bavail == 0);
+    if let Some(full) = opened.iter().filter(|opened| matches!(opened.kind, Kind::Temporary)).find(is_full) {
+        let text = format!(
+            "{}: the file system is full, so a temporary file in it cannot be read",
+            full.path.display()
+        );
+        return Failure::Hinted { text, hint: "set TMPDIR to a directory with more room" };
+    }
+    let paths: Vec<String> = opened.iter().map(|opened| opened.path.display().to_string()).collect();
+    let text = format!(
+        "{}: cannot be read: the device, or the server it is on, failed; the kernel's log tells more",
+        paths.join(" or ")
+    );
+    Failure::Hinted { text, hint: COPY_FIRST }
+}
+
+/// How long ago an input was written to that may be in the making.
+pub(crate) fn recent() -> Option<Duration> {
+    let opened = opened();
+    let states = opened.iter().filter_map(Opened::state);
+    let ages = states.filter_map(|state| SystemTime::now().duration_since(state.modified()).ok());
+    ages.min().filter(|age| *age <= RECENT)
+}
+
+impl Opened {
+    fn state(&self) -> Option<FileState> {
+        match self.kind {
+            Kind::Regular(state) => Some(state),
+            Kind::Device | Kind::Temporary => None,
+        }
+    }
+
+    fn check(&self) -> Result<(), Failure> {
+        let Some(was) = self.state() else { return Ok(()) };
+        let now = FileState::of(&self.file).map_err(Failure::file(&self.path))?;
+        let (path, old, new) = (self.path.display(), was.len(), now.len());
+        let text = match was.change_to(&now) {
+            None => return Ok(()),
+            Some(Change::Shrunk) => {
+                format!("{path}: was shortened while it was read: {old} bytes when it was opened, {new} now")
+            }
+            Some(Change::Grown) => format!(
+                "{path}: the file was still growing while it was read: {old} bytes when it was opened, {new} now"
+            ),
+            Some(Change::Written) => format!("{path}: was written to while it was read"),
+        };
+        let hint = match was.change_to(&now) {
+            Some(Change::Grown) => "is the migration still running? wait until it is complete",
+            _ => COPY_FIRST,
+        };
+        Err(Failure::Hinted { text, hint })
+    }
+}

@@ -1,0 +1,172 @@
+//! The directory that output is written into before it is in its place, and
+//! what is left of such directories where nobody could remove them.
+//!
+//! Its name says what it is, to people and to later runs. Who writes into it
+//! holds a lock on it (`flock`), which ends with the process however that ends:
+//! so a later run can tell a directory that is in use from one of a run that was
+//! killed, and removes the latter.
+
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{FlockOperation, OFlags, flock};
+use tempfile::TempDir;
+
+use crate::exit::Failure;
+use crate::terminal;
+
+/// What the names of such directories begin with.
+pub(crate) const PREFIX: &str = ".ramlift-incomplete-";
+
+/// How many characters follow.
+const SUFFIX_LEN: usize = 6;
+
+/// The mode of all directories: guest RAM holds secrets.
+pub(crate) const DIRECTORY_MODE: u32 = 0o700;
+
+/// The staging directory that a signal has to remove.
+static STAGED: Mutex<Option<PathBuf>> = Mutex::new(None);
+
+/// What a signal has to remove. While this is held, none removes anything.
+pub(crate) fn staged() -> MutexGuard<'static, Option<PathBuf>> {
+    STAGED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes what is half written, for a process that is about to end. As long as
+/// what it gives is held, nothing is staged and nothing moved to its place.
+pub(crate) fn abandon() -> impl Sized {
+    let staged = staged();
+    if let Some(path) = &*staged {
+        // What other threads still make in the directory needs another try.
+        let _ = (0..100).find(|_| fs::remove_dir_all(path).is_ok() || !path.exists());
+    }
+    staged
+}
+
+/// A directory to write into. It is its owner's alone, as the files are, and
+/// removed with this.
+pub(crate) struct StagingDir {
+    temporary: TempDir,
+    /// Holds the lock.
+    _lock: Option<File>,
+}
+
+impl StagingDir {
+    /// Makes one in `place`. From its first moment on a signal removes it.
+    pub(crate) fn make(place: &Path) -> Result<Self, Failure> {
+        const TRIES: usize = 16;
+        let mut staged = staged();
+        let mut tries = (0..TRIES).filter_map(|_| Self::try_to_make(place).transpose());
+        let made = tries.next().unwrap_or_else(|| Err(io::ErrorKind::ResourceBusy.into()));
+        let made = made.map_err(Failure::file(place))?;
+        *staged = Some(made.path().to_owned());
+        Ok(made)
+    }
+
+    /// `None` if another run took it for a leftover before it was locked.
+    fn try_to_make(place: &Path) -> io::Result<Option<Self>> {
+        let temporary = tempfile::Builder::new()
+            .prefix(PREFIX)
+            .rand_bytes(SUFFIX_LEN)
+            .permissions(Permissions::from_mode(DIRECTORY_MODE))
+            .tempdir_in(place)
+            // Without the directory's name, which nobody asked for.
+            .map_err(|error| io::Error::from(error.kind()))?;
+        Ok(match lock(temporary.path()) {
+            Ok(Lock::Held(file)) => Some(Self { temporary, _lock: Some(file) }),
+            Ok(Lock::Taken) => None,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            // There are no locks here: nobody else gets one either.
+            Err(_) => Some(Self { temporary, _lock: None }),
+        })
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        self.temporary.path()
+    }
+
+    /// Removes it, and says so if that fails: what is in its place is whole.
+    pub(crate) fn remove(self) {
+        let path = self.path().to_owned();
+        if let Err(error) = self.temporary.close() {
+            say(&path, &format!("could not be removed: {error}"));
+        }
+    }
+
+    /// Leaves it where it is, for good.
+    pub(crate) fn keep(self) -> PathBuf {
+        self.temporary.keep()
+    }
+}
+
+enum Lock {
+    Held(File),
+    Taken,
+}
+
+/// Locks the directory at `path`, through no symlink. An error if there are no
+/// locks, or if it is not there (any more).
+fn lock(path: &Path) -> io::Result<Lock> {
+    let flags = i32::try_from((OFlags::DIRECTORY | OFlags::NOFOLLOW).bits()).unwrap_or(0);
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(Lock::Taken),
+        Err(error) => return Err(error.into()),
+    }
+    // Whoever held it may have moved or removed the directory since.
+    let (held, there) = (file.metadata()?, path.symlink_metadata()?);
+    match (held.dev(), held.ino()) == (there.dev(), there.ino()) {
+        true => Ok(Lock::Held(file)),
+        false => Err(io::ErrorKind::NotFound.into()),
+    }
+}
+
+/// Removes the staging directories in `place` of runs that were killed, and says
+/// so. Before one goes, `rescue` can look at it.
+pub(crate) fn remove_leftovers(place: &Path, mut rescue: impl FnMut(&Path)) {
+    // Whatever is wrong here, it is not in the way.
+    let Ok(entries) = fs::read_dir(place) else { return };
+    for entry in entries.flatten().filter(|entry| is_staging_name(&entry.file_name())) {
+        let path = entry.path();
+        if !is_ours(&path) {
+            continue;
+        }
+        match lock(&path) {
+            Ok(Lock::Held(lock)) => {
+                rescue(&path);
+                match fs::remove_dir_all(&path) {
+                    Ok(()) => say(&path, "removed: a run that was ended had left it"),
+                    Err(error) => say(&path, &format!("left by a run that was ended: {error}")),
+                }
+                drop(lock);
+            }
+            Ok(Lock::Taken) => {}
+            Err(_) => say(&path, "left by a run that was ended, or one goes on: remove it if none does"),
+        }
+    }
+}
+
+fn say(path: &Path, what: &str) {
+    terminal::say(format_args!("note: {}: {what}", path.display()));
+}
+
+fn is_staging_name(name: &OsStr) -> bool {
+    let suffix = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+    suffix.is_some_and(|suffix| {
+        suffix.len() == SUFFIX_LEN && suffix.bytes().all(|byte| byte.is_ascii_alphanumeric())
+    })
+}
+
+/// Whether it is a directory of this user with the mode that ours have.
+fn is_ours(path: &Path) -> bool {
+    let Ok(metadata) = path.symlink_metadata() else { return false };
+    metadata.is_dir()
+        && metadata.uid() == rustix::process::geteuid().as_raw()
+        && metadata.mode() & 0o7777 == DIRECTORY_MODE
+}
