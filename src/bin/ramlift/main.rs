@@ -4,16 +4,20 @@ mod analyze_migration;
 mod args;
 mod block_devices;
 mod channels;
+mod compare;
 mod cpu;
 mod desc;
+mod evidence;
 mod exit;
 mod extract;
 mod generate;
 mod guest;
+mod hash;
 mod images;
 mod info;
 mod layers;
 mod layout;
+mod manifest;
 mod memory;
 mod output;
 mod paths;
@@ -25,6 +29,7 @@ mod source;
 mod spool;
 mod state;
 mod terminal;
+mod verify;
 
 use clap::Parser;
 use clap::error::ErrorKind;
@@ -33,7 +38,7 @@ use args::{Cli, Command};
 use exit::Exit;
 
 fn main() -> std::process::ExitCode {
-    let cli = match Cli::try_parse() {
+    let mut cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
             let is_answer = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
@@ -43,9 +48,10 @@ fn main() -> std::process::ExitCode {
         }
     };
     output::clean_up_on_signals();
-    let outcome = match &cli.command {
+    let outcome = match &mut cli.command {
         Command::Info(args) => info::run(args),
         Command::Extract(args) => extract::run(args),
+        Command::Verify(args) => verify::run(args),
         Command::State(args) => state::run(args),
         Command::Layout(args) => layout::run(args),
         Command::Cpu(args) => cpu::run(args),

@@ -15,6 +15,7 @@ use ramlift::create_new;
 use tempfile::TempDir;
 
 use crate::exit::Failure;
+use crate::manifest::SIDECAR;
 
 /// The staging directory that a signal has to remove.
 static STAGED: Mutex<Option<PathBuf>> = Mutex::new(None);
@@ -112,6 +113,13 @@ impl Staging {
     /// Does not expect a file that was given out: it has been removed.
     pub(crate) fn forget(&mut self, relative: &str) {
         self.files.retain(|file| file != Path::new(relative));
+    }
+
+    /// The files that were given out: what each will be in the target, and where
+    /// it is.
+    pub(crate) fn files(&self) -> Vec<(String, PathBuf)> {
+        let place = |file: &PathBuf| (file.to_string_lossy().into_owned(), self.temporary.path().join(file));
+        self.files.iter().map(place).collect()
     }
 
     /// Writes a whole file.
@@ -218,9 +226,10 @@ impl Staging {
     }
 }
 
-/// A file being written, alone.
+/// A file being written, and its manifest.
 pub(crate) struct StagedFile {
     target: PathBuf,
+    manifest: PathBuf,
     may_replace: bool,
     temporary: TempDir,
 }
@@ -230,25 +239,28 @@ impl StagedFile {
     /// which appears whole at the end. One that exists is replaced only with
     /// `may_replace`, and never if it is `input`.
     pub(crate) fn new(target: &Path, may_replace: bool, input: &Path) -> Result<Self, Failure> {
-        let refuse = |why: &str| Err(Failure::Other(format!("{}: {why}", target.display())));
-        match target.symlink_metadata() {
-            Ok(metadata) if metadata.is_dir() => {
-                return refuse("is a directory; this format is one file: give its name by -o FILE");
-            }
-            Ok(_) if !may_replace => {
-                return refuse("exists already; --force replaces it, -o FILE gives another");
-            }
-            Ok(metadata) if is_same_file(input, &metadata) => {
-                return refuse("is the stream that is being read");
-            }
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(Failure::file(target)(error)),
-        }
-        if target.file_name().is_none() {
-            return refuse("has no file name");
-        }
-        Ok(Self { target: target.to_owned(), may_replace, temporary: stage_in(&parent(target))? })
+        let Some(name) = target.file_name() else {
+            return Err(Failure::Other(format!("{}: has no file name", target.display())));
+        };
+        let mut name = name.to_owned();
+        name.push(SIDECAR);
+        let manifest = target.with_file_name(name);
+        refuse_in_the_way(target, may_replace, input)?;
+        refuse_in_the_way(&manifest, may_replace, input)?;
+        let temporary = stage_in(&parent(target))?;
+        Ok(Self { target: target.to_owned(), manifest, may_replace, temporary })
+    }
+
+    /// Writes the manifest.
+    pub(crate) fn write_manifest(&self, bytes: &[u8]) -> Result<(), Failure> {
+        let path = self.temporary.path().join(self.manifest.file_name().unwrap_or_default());
+        let write = || create_new(&path)?.write_all(bytes);
+        write().map_err(Failure::file(&self.manifest))
+    }
+
+    /// Where the manifest will be.
+    pub(crate) fn manifest(&self) -> &Path {
+        &self.manifest
     }
 
     /// Where to write it.
@@ -261,19 +273,46 @@ impl StagedFile {
         text.replace(&*self.temporary.path().to_string_lossy(), &parent(&self.target).to_string_lossy())
     }
 
-    /// Moves it to its place.
+    /// Moves both to their places: the manifest last, so that what has one is
+    /// whole.
     pub(crate) fn commit(self) -> Result<(), Failure> {
         let mut staged = staged();
-        let path = self.path();
-        let moved = match self.may_replace {
-            true => fs::rename(&path, &self.target),
-            // A link fails where something is, too.
-            false => move_new(&path, &self.target, || fs::hard_link(&path, &self.target)),
-        };
+        let moved = self.move_to(&self.target).and_then(|()| {
+            self.move_to(&self.manifest).inspect_err(|_| {
+                if !self.may_replace {
+                    let _ = fs::remove_file(&self.target);
+                }
+            })
+        });
         // What is left is removed here, whatever came of it.
         *staged = None;
         drop(staged);
-        moved.map_err(Failure::file(&self.target))
+        moved
+    }
+
+    fn move_to(&self, target: &Path) -> Result<(), Failure> {
+        let path = self.temporary.path().join(target.file_name().unwrap_or_default());
+        let moved = match self.may_replace {
+            true => fs::rename(&path, target),
+            // A link fails where something is, too.
+            false => move_new(&path, target, || fs::hard_link(&path, target)),
+        };
+        moved.map_err(Failure::file(target))
+    }
+}
+
+/// Fails if something is where a file is to be, but for one that may be replaced.
+fn refuse_in_the_way(target: &Path, may_replace: bool, input: &Path) -> Result<(), Failure> {
+    let refuse = |why: &str| Err(Failure::Other(format!("{}: {why}", target.display())));
+    match target.symlink_metadata() {
+        Ok(metadata) if metadata.is_dir() => {
+            refuse("is a directory; this format is one file: give its name by -o FILE")
+        }
+        Ok(_) if !may_replace => refuse("exists already; --force replaces it, -o FILE gives another"),
+        Ok(metadata) if is_same_file(input, &metadata) => refuse("is the stream that is being read"),
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Failure::file(target)(error)),
     }
 }
 
