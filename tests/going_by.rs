@@ -163,7 +163,9 @@ fn extracted(place: &Workplace, args: &[&str], input: Option<&[u8]>) -> (i32, Ve
         .collect();
     for (_, bytes) in files.iter_mut().filter(|(name, _)| name == "manifest.json") {
         let mut manifest: serde_json::Value = serde_json::from_slice(bytes).unwrap();
-        manifest["source"] = serde_json::Value::Null;
+        for key in ["source", "inputs", "run"] {
+            manifest[key] = serde_json::Value::Null;
+        }
         *bytes = manifest.to_string().into_bytes();
     }
     (output.code, files)

@@ -10,13 +10,11 @@
 //! A format is a [`Plan`]: what stands where, and where the memory goes
 //! between. Memory that is zero, or that no region has, stays a hole.
 
-use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use crate::block_files::BlockFiles;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::extract::{ImageSink, image_len, scatter};
 use crate::input::Input;
 use crate::physical::Layout;
@@ -99,19 +97,28 @@ pub fn write(
     progress: &Progress,
 ) -> Result<()> {
     let files = BlockFiles::create_one(path, plan.len)?;
-    write_heads(path, plan)?;
     let files = match input {
         Some(input) => files.sharing(input)?,
         None => files,
     };
-    let sink = Placed { files, places: places(layout, plan) };
-    scatter(ram, &blocks(layout), &sink, progress)
+    scatter_file(ram, layout, plan, &files, progress)
 }
 
-fn write_heads(path: &Path, plan: &Plan) -> Result<()> {
-    let fail = |source| Error::io(path, source);
-    let file = File::options().write(true).open(path).map_err(fail)?;
-    plan.heads.iter().try_for_each(|(at, bytes)| file.write_all_at(bytes, *at)).map_err(fail)
+/// Hands the file that `plan` is of to `sink`, as the image of one block.
+/// `progress` counts up to [`progress_len`].
+///
+/// # Errors
+/// The first one of the sink; others for pages that cannot be decoded.
+pub fn scatter_file(
+    ram: &Ram<'_>,
+    layout: &Layout,
+    plan: &Plan,
+    sink: &impl ImageSink,
+    progress: &Progress,
+) -> Result<()> {
+    plan.heads.iter().try_for_each(|(at, bytes)| sink.write(FILE, BlockOffset(*at), bytes))?;
+    let placed = Placed { file: sink, places: places(layout, plan) };
+    scatter(ram, &blocks(layout), &placed, progress)
 }
 
 /// The blocks that have a place, once each.
@@ -143,15 +150,15 @@ fn places(layout: &Layout, plan: &Plan) -> Vec<Vec<Place>> {
 }
 
 /// A sink of one file, in which blocks are in pieces.
-struct Placed {
-    files: BlockFiles,
+struct Placed<'s, S> {
+    file: &'s S,
     places: Vec<Vec<Place>>,
 }
 
-/// The one file of [`BlockFiles`].
+/// The one file, as sinks know it.
 const FILE: BlockId = BlockId(0);
 
-impl Placed {
+impl<S> Placed<'_, S> {
     /// The parts of a range that have a place: which bytes of the range, and
     /// where in the file.
     fn parts(
@@ -172,15 +179,15 @@ impl Placed {
     }
 }
 
-impl ImageSink for Placed {
+impl<S: ImageSink> ImageSink for Placed<'_, S> {
     fn piece_len(&self) -> u64 {
-        self.files.piece_len()
+        self.file.piece_len()
     }
 
     fn write(&self, block: BlockId, offset: BlockOffset, data: &[u8]) -> Result<()> {
         for (part, at) in self.parts(block, offset, data.len() as u64) {
             let part = index(part.start).zip(index(part.end)).and_then(|(start, end)| data.get(start..end));
-            self.files.write(FILE, BlockOffset(at), part.unwrap_or_default())?;
+            self.file.write(FILE, BlockOffset(at), part.unwrap_or_default())?;
         }
         Ok(())
     }
@@ -190,7 +197,7 @@ impl ImageSink for Placed {
         let mut parts = self.parts(block, offset, len);
         match (parts.next(), parts.next()) {
             (Some((part, at)), None) if part == (0..len) => {
-                self.files.share(FILE, BlockOffset(at), place, len)
+                self.file.share(FILE, BlockOffset(at), place, len)
             }
             _ => Ok(false),
         }
@@ -198,7 +205,7 @@ impl ImageSink for Placed {
 
     fn claim(&self, block: BlockId, offset: BlockOffset, len: u64) -> Result<()> {
         for (part, at) in self.parts(block, offset, len) {
-            self.files.claim(FILE, BlockOffset(at), part.end - part.start)?;
+            self.file.claim(FILE, BlockOffset(at), part.end - part.start)?;
         }
         Ok(())
     }

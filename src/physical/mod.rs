@@ -32,7 +32,7 @@ pub mod raw;
 
 pub use avml::Avml;
 pub use elf::{Core, Note, Uname, VirtualRange};
-pub use file::{Plan, progress_len, write};
+pub use file::{Plan, progress_len, scatter_file, write};
 pub use kdump::{Compression, Kdump};
 pub use layout::{Assumption, Layout, LayoutHints, MapHint, Region, Unplaced};
 pub use memory::PhysicalMemory;

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ramlift::physical::MapHint;
 use ramlift::{BlockOffset, PhysicalAddress};
+use serde::{Deserialize, Serialize};
+
+use crate::hash::Algorithm;
 
 /// Read QEMU migration streams: guest RAM images and decoded device state.
 ///
@@ -24,6 +27,8 @@ pub(crate) enum Command {
     Info(InfoArgs),
     /// Write RAM images and device state into a directory
     Extract(ExtractArgs),
+    /// Check an extraction again: by its manifest, and against the stream
+    Verify(VerifyArgs),
     /// Print decoded device state as JSON
     State(StateArgs),
     /// Say where guest-physical memory is, and how that is known
@@ -50,6 +55,10 @@ pub(crate) struct LayerArgs {
     /// `0x` is hex; takes K, M, G, T, or KiB and so on
     #[arg(long, value_name = "OFFSET", default_value = "0", hide_default_value = true, value_parser = size)]
     pub(crate) offset: u64,
+    // By what a stream that comes once is hashed as it comes: for commands that
+    // have an option of that name.
+    #[arg(skip)]
+    pub(crate) hash: Option<Algorithm>,
 }
 
 // What is read, and how. No doc comment: it would become the help's own text.
@@ -116,6 +125,10 @@ pub(crate) struct ExtractArgs {
     /// (block migration, QEMU up to 9.0)
     #[arg(long)]
     pub(crate) block_devices: bool,
+    /// Hash the input and each file that is written, by this function, and
+    /// record it in the manifest
+    #[arg(long, value_enum, value_name = "FUNCTION")]
+    pub(crate) hash: Option<Algorithm>,
     /// Replace files that exist
     #[arg(long)]
     pub(crate) force: bool,
@@ -140,8 +153,26 @@ pub(crate) struct ExtractArgs {
     pub(crate) quiet: bool,
 }
 
+#[derive(Args)]
+pub(crate) struct VerifyArgs {
+    /// The directory that `extract` wrote, or the manifest of a single file
+    /// (FILE.manifest.json)
+    #[arg(value_name = "DIR|MANIFEST")]
+    pub(crate) output: PathBuf,
+    /// Where the stream is now [default: where the manifest says]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) stream: Option<PathBuf>,
+    /// Number of threads [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Show neither progress nor that all is well
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
 /// What `extract` writes.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Format {
     /// A directory: an image of each RAM block, and device state
     Blocks,

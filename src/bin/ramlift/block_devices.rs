@@ -9,7 +9,8 @@ use ramlift::{BlockDevice, Error, Idstr, Stream, create_new};
 use serde::Serialize;
 
 use crate::exit::Failure;
-use crate::extract::{DESC, MANIFEST, STATE};
+use crate::extract::{DESC, STATE};
+use crate::manifest::MANIFEST;
 use crate::output::Staging;
 use crate::paths::BlockPaths;
 
@@ -47,6 +48,22 @@ pub(crate) fn write(
     stream: &Stream<'_>,
     is_asked_for: bool,
 ) -> Result<Written, Failure> {
+    each(stream, is_asked_for, |device, file| {
+        let path = staging.file(file)?;
+        let chunks = device.last_chunks().iter().filter(|chunk| chunk.data.is_some()).count() as u64;
+        staging.spend(chunks.saturating_mul(ramlift::BLOCK_LEN))?;
+        let done = write_image(device, &path).map_err(|source| Failure::from(Error::io(&path, source)));
+        done.map_err(|failure| failure.map_text(|text| staging.shown(text)))
+    })
+}
+
+/// Has `take` take each device in the stream with its image's name, if that is
+/// asked for.
+pub(crate) fn each(
+    stream: &Stream<'_>,
+    is_asked_for: bool,
+    mut take: impl FnMut(&BlockDevice<'_>, &str) -> Result<(), Failure>,
+) -> Result<Written, Failure> {
     let Some(block) = stream.iterated().find(|iterated| iterated.handler().idstr == "block") else {
         return Ok(Written::default());
     };
@@ -62,11 +79,7 @@ pub(crate) fn write(
     let mut entries = Vec::new();
     for device in devices.iter() {
         let file = paths.assign(&Idstr::from([DIRECTORY.as_bytes(), device.name].concat().as_slice()));
-        let path = staging.file(&file)?;
-        let chunks = device.last_chunks().iter().filter(|chunk| chunk.data.is_some()).count() as u64;
-        staging.spend(chunks.saturating_mul(ramlift::BLOCK_LEN))?;
-        let done = write_image(device, &path).map_err(|source| Failure::from(Error::io(&path, source)));
-        done.map_err(|failure| failure.map_text(|text| staging.shown(text)))?;
+        take(device, &file)?;
         entries.push(entry(device, file));
     }
     Ok(Written { entries, warning: None })
@@ -99,11 +112,16 @@ fn entry(device: &BlockDevice<'_>, file: String) -> BlockDeviceEntry {
 fn write_image(device: &BlockDevice<'_>, path: &Path) -> std::io::Result<()> {
     let image: File = create_new(path)?;
     image.set_len(device.proven_len())?;
-    for chunk in device.last_chunks() {
+    pieces(device).try_for_each(|(at, piece)| image.write_all_at(piece, at))
+}
+
+/// What an image of the device holds other than zeros, and where.
+pub(crate) fn pieces<'d>(device: &BlockDevice<'d>) -> impl Iterator<Item = (u64, &'d [u8])> {
+    let chunks = device.last_chunks().into_iter();
+    let pieces = chunks.flat_map(|chunk| {
+        let at = move |nth: usize| chunk.position + (nth * HOLE_LEN) as u64;
         let pieces = chunk.data.into_iter().flat_map(|data| data.chunks(HOLE_LEN));
-        for (nth, piece) in pieces.enumerate().filter(|(_, piece)| piece.iter().any(|byte| *byte != 0)) {
-            image.write_all_at(piece, chunk.position + (nth * HOLE_LEN) as u64)?;
-        }
-    }
-    Ok(())
+        pieces.enumerate().map(move |(nth, piece)| (at(nth), piece))
+    });
+    pieces.filter(|(_, piece)| piece.iter().any(|byte| *byte != 0))
 }

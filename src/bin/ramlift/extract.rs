@@ -3,85 +3,72 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use ramlift::{BlockId, Incoming, Input, Kept, Ram, Stream};
-use serde::Serialize;
+use ramlift::{BlockId, Description, Error, Incoming, Input, Kept, Ram, Stream};
 
 use crate::args::{ExtractArgs, Format, SharedFile};
-use crate::block_devices::{self, BlockDeviceEntry};
+use crate::evidence::Evidence;
 use crate::exit::{Exit, Failure};
 use crate::images::{self, Status, Taker, choose_blocks};
-use crate::info::{self, Coverage, Doubtful, Lost, Source};
+use crate::info::Coverage;
 use crate::layers::Origin;
+use crate::manifest::{self, Content, MANIFEST};
 use crate::output::Staging;
 use crate::source::{self, Opened};
 use crate::state::{Chosen, write_report};
-use crate::{channels, memory, physical, progress, room, terminal};
+use crate::{block_devices, channels, info, memory, physical, progress, room, terminal};
 
 pub(crate) const STATE: &str = "state.json";
 pub(crate) const DESC: &str = "desc.json";
-pub(crate) const MANIFEST: &str = "manifest.json";
 pub(crate) const DOMAIN: &str = "domain.xml";
 
-/// `manifest.json`.
-#[derive(Serialize)]
-struct Manifest {
-    ramlift: &'static str,
-    source: Source,
-    machine: Option<String>,
-    pages_per_pass: Vec<u64>,
-    blocks: Vec<BlockEntry>,
-    block_devices: Vec<BlockDeviceEntry>,
-    salvaged: bool,
-    lost: Vec<Lost>,
-    doubtful_pages: Vec<Doubtful>,
-    warnings: Vec<String>,
-}
-
-#[derive(Serialize)]
-struct BlockEntry {
-    idstr: String,
-    file: Option<String>,
-    used_length: u64,
-    page_size: u64,
-    #[serde(flatten)]
-    coverage: Coverage,
-    status: Status,
-}
-
-pub(crate) fn run(args: &ExtractArgs) -> Result<Exit, Failure> {
-    let mut pool = rayon::ThreadPoolBuilder::new();
-    if let Some(threads) = args.threads {
-        pool = pool.num_threads(threads.into());
-    }
-    let pool = pool.build().map_err(|error| Failure::Other(format!("threads: {error}")))?;
-    pool.install(|| match args.format {
+pub(crate) fn run(args: &mut ExtractArgs) -> Result<Exit, Failure> {
+    args.source.layers.hash = args.hash;
+    let args = &*args;
+    pool(args.threads)?.install(|| match args.format {
         Format::Blocks if args.vaddr => Err(Failure::Other("--vaddr is for --format elf".to_owned())),
         Format::Blocks => extract(args),
         format => physical::extract(args, format),
     })
 }
 
+/// The threads of a command.
+pub(crate) fn pool(threads: Option<u16>) -> Result<rayon::ThreadPool, Failure> {
+    let threads = threads.map_or(0, usize::from);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    pool.map_err(|error| Failure::Other(format!("threads: {error}")))
+}
+
 fn extract(args: &ExtractArgs) -> Result<Exit, Failure> {
     let target = args.output.clone().map_or_else(|| default_target(&args.source.stream, "extracted"), Ok)?;
+    let evidence = Evidence::begin(args);
+    let job = Job { args, target: &target, evidence: &evidence };
     match source::open(&args.source)? {
         Opened::Mapped(input, origin) if is_to_be_read_once(args, &input) => {
-            match extract_incoming(args, &target, source::read_once(&input)?, &origin) {
+            let incoming = source::read_once(&input, &args.source.layers, &origin)?;
+            match extract_incoming(job, incoming, &origin) {
                 // What can only be had by going back, like mapped-ram.
                 Err(failure) if failure.is_gone_by() || failure.is_too_much_to_keep() => {
-                    extract_mapped(args, &target, &input, &origin)
+                    origin.passing.replace(None);
+                    extract_mapped(job, &input, &origin)
                 }
                 outcome => outcome,
             }
         }
-        Opened::Mapped(input, origin) => extract_mapped(args, &target, &input, &origin),
-        Opened::Incoming(incoming, origin) => {
-            extract_incoming(args, &target, incoming, &origin).or_else(|failure| {
-                let source = &args.source;
-                let (input, origin) = source::go_back(&source.stream, &source.layers, failure, &origin)?;
-                extract_mapped(args, &target, &input, &origin)
-            })
-        }
+        Opened::Mapped(input, origin) => extract_mapped(job, &input, &origin),
+        Opened::Incoming(incoming, origin) => extract_incoming(job, incoming, &origin).or_else(|failure| {
+            let source = &args.source;
+            let (input, origin) = source::go_back(&source.stream, &source.layers, failure, &origin)?;
+            extract_mapped(job, &input, &origin)
+        }),
     }
+}
+
+/// What is to be done.
+#[derive(Clone, Copy)]
+struct Job<'j> {
+    args: &'j ExtractArgs,
+    target: &'j Path,
+    evidence: &'j Evidence,
 }
 
 /// Whether a file is read as it goes by. To index it first and then go back to
@@ -92,13 +79,10 @@ fn is_to_be_read_once(args: &ExtractArgs, input: &Input) -> bool {
 }
 
 /// Extracts from a file: the index first, then each page once.
-fn extract_mapped(
-    args: &ExtractArgs,
-    target: &Path,
-    input: &Input,
-    origin: &Origin,
-) -> Result<Exit, Failure> {
+fn extract_mapped(job: Job<'_>, input: &Input, origin: &Origin) -> Result<Exit, Failure> {
+    let Job { args, target, evidence } = job;
     let path = input.path();
+    evidence.hash_beside(origin)?;
     let bar = progress::is_visible(args.quiet);
     let shared = args.shared_files.iter().map(open_shared).collect::<Result<Vec<_>, _>>()?;
     channels::with_channels(&args.source, input, bar, |stream| {
@@ -116,17 +100,14 @@ fn extract_mapped(
             Some((ram, blocks)) => images::write(&mut staging, ram, &blocks, input, bar)?,
             None => images::none(path, &args.blocks)?,
         };
-        finish(args, target, staging, &stream, &images, origin)
+        finish(job, staging, &stream, &images, origin)
     })
 }
 
 /// Extracts from what goes by: pages are written as they come.
-fn extract_incoming(
-    args: &ExtractArgs,
-    target: &Path,
-    incoming: Incoming,
-    origin: &Origin,
-) -> Result<Exit, Failure> {
+fn extract_incoming(job: Job<'_>, incoming: Incoming, origin: &Origin) -> Result<Exit, Failure> {
+    let Job { args, target, evidence } = job;
+    evidence.hash_beside(origin)?;
     let path = &args.source.stream;
     let bar = progress::is_visible(args.quiet);
     let shared = args.shared_files.iter().map(open_shared).collect::<Result<Vec<_>, _>>()?;
@@ -142,7 +123,7 @@ fn extract_incoming(
         Some(ram) => written.settle(&mut staging, ram, &shared)?,
         None => images::none(path, &args.blocks)?,
     };
-    finish(args, target, staging, &stream, &images, origin)
+    finish(job, staging, &stream, &images, origin)
 }
 
 /// Makes ready to write.
@@ -156,44 +137,48 @@ fn prepare(args: &ExtractArgs, staging: &mut Staging) {
 
 /// Writes all that is not RAM, and moves everything to its place.
 fn finish(
-    args: &ExtractArgs,
-    target: &Path,
+    job: Job<'_>,
     mut staging: Staging,
     stream: &Stream<'_>,
     images: &[(BlockId, Option<String>)],
     origin: &Origin,
 ) -> Result<Exit, Failure> {
+    let Job { args, target, evidence } = job;
     let block_devices = block_devices::write(&mut staging, stream, args.block_devices)?;
     if let Some(xml) = &origin.domain_xml {
         staging.write(DOMAIN, |out| out.write_all(xml))?;
     }
-    let mut warnings = origin.warnings.clone();
-    warnings.extend(info::warnings(stream));
-    warnings.extend(block_devices.warning);
-    warnings.extend(write_state(&mut staging, stream)?);
-    let entries = block_entries(stream, images);
+    let failures = write_state(&mut staging, stream)?;
+    let warnings = warnings(stream, origin, block_devices.warning, &failures);
+    let mut content = Content::of(args, stream, origin, images, warnings);
+    content.block_devices = block_devices.entries;
     // A device that QEMU described wrongly is whole in the stream, and its
     // bytes are in state.json: the output is as complete as the stream is.
     let is_partial = origin.is_damaged
-        || entries.iter().any(|entry| entry.status == Status::Absent)
+        || content.blocks.iter().any(|entry| entry.status == Status::Absent)
         || stream.warnings().iter().any(|warning| warning.is_loss);
-    let manifest = Manifest {
-        ramlift: env!("CARGO_PKG_VERSION"),
-        source: Source::of(&args.source.stream, origin),
-        machine: stream.configuration().map(|configuration| configuration.machine.to_string()),
-        pages_per_pass: stream.ram().map(|ram| ram.pages_per_pass().to_vec()).unwrap_or_default(),
-        blocks: entries,
-        block_devices: block_devices.entries,
-        salvaged: info::is_salvaged(stream),
-        lost: info::lost(stream),
-        doubtful_pages: info::doubtful_pages(stream),
-        warnings,
-    };
-    staging.write(MANIFEST, |out| terminal::write_json(out, &manifest))?;
+    let text = manifest::make(&content, origin, evidence, staging.files())?;
+    staging.write(MANIFEST, |out| out.write_all(&text.bytes))?;
     staging.commit()?;
     let passes = stream.ram().map_or(0, Ram::pass_count);
-    report(args, target, &manifest, passes)?;
+    report(args, target, &content, passes, text.seal(&target.join(MANIFEST)))?;
     Ok(Exit::of(is_partial))
+}
+
+/// What there is to warn of. `failures` are those of devices.
+pub(crate) fn warnings(
+    stream: &Stream<'_>,
+    origin: &Origin,
+    block_devices: Option<String>,
+    failures: &[Error],
+) -> Vec<String> {
+    let mut warnings = origin.warnings.clone();
+    warnings.extend(info::warnings(stream));
+    warnings.extend(block_devices);
+    // Without a description one warning of the walk says it of all of them.
+    let failures = failures.iter().filter(|_| stream.description().is_some());
+    warnings.extend(failures.map(|failure| format!("not decoded: {failure}")));
+    warnings
 }
 
 /// Where a stream goes, if nothing is given: into the current directory,
@@ -256,40 +241,33 @@ fn name_earlier_files(staging: &mut Staging) {
     }
 }
 
-/// Writes the description and the decoded devices. Gives a warning for each
-/// device that is described but could not be decoded.
-fn write_state(staging: &mut Staging, stream: &Stream<'_>) -> Result<Vec<String>, Failure> {
+/// Writes the description and the decoded devices. Gives the failures of those
+/// that could not be decoded.
+fn write_state(staging: &mut Staging, stream: &Stream<'_>) -> Result<Vec<Error>, Failure> {
     if let Some(description) = stream.description() {
-        staging.write(DESC, |out| out.write_all(description.text).and_then(|()| writeln!(out)))?;
+        staging.write(DESC, |out| write_description(out, description))?;
     }
     let mut failures = Vec::new();
     staging.write(STATE, |out| {
         failures = write_report(out, stream, Chosen::all(stream))?;
         Ok(())
     })?;
-    // Without a description one warning of the walk says it of all of them.
-    failures.retain(|_| stream.description().is_some());
-    Ok(failures.iter().map(|failure| format!("not decoded: {failure}")).collect())
+    Ok(failures)
 }
 
-fn block_entries(stream: &Stream<'_>, images: &[(BlockId, Option<String>)]) -> Vec<BlockEntry> {
-    let Some(ram) = stream.ram() else { return Vec::new() };
-    let entry = |(id, file): &(BlockId, Option<String>)| {
-        let (block, pages) = (ram.block(*id)?, ram.pages(*id)?);
-        Some(BlockEntry {
-            idstr: block.idstr.to_string(),
-            file: file.clone(),
-            used_length: block.used_length,
-            page_size: ram.page_size().bytes(),
-            coverage: Coverage::of(stream, *id, pages),
-            status: Status::of(ram, *id),
-        })
-    };
-    images.iter().filter_map(entry).collect()
+/// Writes what `desc.json` has.
+pub(crate) fn write_description(out: &mut impl Write, description: &Description<'_>) -> io::Result<()> {
+    out.write_all(description.text).and_then(|()| writeln!(out))
 }
 
 /// Says what was written, and what was odd.
-fn report(args: &ExtractArgs, target: &Path, manifest: &Manifest, passes: u64) -> Result<(), Failure> {
+fn report(
+    args: &ExtractArgs,
+    target: &Path,
+    manifest: &Content,
+    passes: u64,
+    seal: Option<String>,
+) -> Result<(), Failure> {
     for warning in &manifest.warnings {
         terminal::say(format_args!("warning: {warning}"));
     }
@@ -305,13 +283,16 @@ fn report(args: &ExtractArgs, target: &Path, manifest: &Manifest, passes: u64) -
     let count = manifest.blocks.iter().filter(|block| block.file.is_some()).count();
     writeln!(out, "{}: {count} RAM images, device state, manifest", target.display())
         .map_err(Failure::stdout)?;
+    if let Some(seal) = seal {
+        writeln!(out, "{seal}").map_err(Failure::stdout)?;
+    }
     if args.source.salvage {
         write_coverage(&mut out, manifest, passes).map_err(Failure::stdout)?;
     }
     terminal::finish(out)
 }
 
-fn write_coverage(out: &mut impl Write, manifest: &Manifest, passes: u64) -> io::Result<()> {
+fn write_coverage(out: &mut impl Write, manifest: &Content, passes: u64) -> io::Result<()> {
     Coverage::write_head(out, &manifest.pages_per_pass, passes)?;
     let blocks = &manifest.blocks;
     blocks.iter().try_for_each(|block| block.coverage.write_line(out, block.used_length, &block.idstr))

@@ -10,7 +10,8 @@ use ramlift::{
 use serde::Serialize;
 
 use crate::exit::Failure;
-use crate::extract::{DESC, DOMAIN, MANIFEST, STATE, Shared};
+use crate::extract::{DESC, DOMAIN, STATE, Shared};
+use crate::manifest::MANIFEST;
 use crate::output::Staging;
 use crate::paths::BlockPaths;
 use crate::progress;
@@ -74,8 +75,15 @@ fn names(ram: &Ram<'_>) -> Vec<String> {
     ram.blocks().map(|(_, block, _)| paths.assign(&block.idstr)).collect()
 }
 
-/// Writes the images of `blocks`. Gives each with its path; none where the
-/// stream has no page of it.
+/// The path of the image of each of `blocks`; none where the stream has no page
+/// of it.
+pub(crate) fn plan(ram: &Ram<'_>, blocks: &[BlockId]) -> Vec<(BlockId, Option<String>)> {
+    let names = names(ram);
+    let name = |id: BlockId| names.get(id.0).filter(|_| Status::of(ram, id) != Status::Absent).cloned();
+    blocks.iter().map(|id| (*id, name(*id))).collect()
+}
+
+/// Writes the images of `blocks`. Gives each with its path, as [`plan`].
 pub(crate) fn write(
     staging: &mut Staging,
     ram: &Ram<'_>,
@@ -83,15 +91,12 @@ pub(crate) fn write(
     input: &Input,
     bar: bool,
 ) -> Result<Vec<(BlockId, Option<String>)>, Failure> {
-    let names = names(ram);
+    let images = plan(ram, blocks);
     let mut files = Vec::new();
-    let mut images = Vec::new();
-    for id in blocks {
-        let name = names.get(id.0).filter(|_| Status::of(ram, *id) != Status::Absent);
+    for (id, name) in &images {
         if let Some(name) = name {
             files.push((*id, staging.file(name)?));
         }
-        images.push((*id, name.cloned()));
     }
     let written: Vec<BlockId> = files.iter().map(|(id, _)| *id).collect();
     let write = |progress: &Progress| {

@@ -4,6 +4,7 @@
 //! file is mapped from there on. From the first that does not, a compressed one
 //! or scattered clusters, the stream is read as it goes by.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::ops::Range;
@@ -15,6 +16,7 @@ use ramlift::wrapper::{Chain, Layer, PREFIX_LEN, compression, detect, error_of};
 use ramlift::{Incoming, Input, StreamOffset};
 
 use crate::args::LayerArgs;
+use crate::evidence::{self, Passing, Reader};
 use crate::exit::Failure;
 use crate::spool;
 
@@ -58,9 +60,9 @@ pub(crate) struct Origin {
     pub(crate) is_damaged: bool,
     /// What is odd about the layers.
     pub(crate) warnings: Vec<String>,
+    /// The hash of the input, if it comes once and is to be hashed.
+    pub(crate) passing: RefCell<Option<Passing>>,
 }
-
-type Reader = Box<dyn Read + Send>;
 
 /// Opens the layers of `file`.
 pub(crate) fn unwrap_file(path: &Path, mut file: File, args: &LayerArgs) -> Result<Unwrapped, Failure> {
@@ -171,6 +173,15 @@ pub(crate) fn unwrap_reader(
 }
 
 impl Origin {
+    /// A reader of what `reader` reads of the input, which hashes it if
+    /// `args` say so.
+    pub(crate) fn hashing(&self, reader: Reader, args: &LayerArgs) -> Reader {
+        let Some(algorithm) = args.hash else { return reader };
+        let (reader, passing) = evidence::hashing(reader, algorithm);
+        self.passing.replace(Some(passing));
+        reader
+    }
+
     fn add_libvirt(&mut self, image: &SaveImage) {
         if image.interrupted {
             let text = "libvirt never finished this save image: the stream may be cut";

@@ -4,18 +4,22 @@ mod analyze_migration;
 mod args;
 mod block_devices;
 mod channels;
+mod compare;
 mod cpu;
 mod desc;
 mod durable;
+mod evidence;
 mod exit;
 mod extract;
 mod generate;
 mod guest;
+mod hash;
 mod images;
 mod info;
 mod inputs;
 mod layers;
 mod layout;
+mod manifest;
 mod memory;
 mod output;
 mod paths;
@@ -30,6 +34,7 @@ mod spool;
 mod staging;
 mod state;
 mod terminal;
+mod verify;
 
 use clap::Parser;
 use clap::error::ErrorKind;
@@ -38,7 +43,7 @@ use args::{Cli, Command};
 use exit::{Exit, Failure};
 
 fn main() -> std::process::ExitCode {
-    let cli = match Cli::try_parse() {
+    let mut cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
             let is_answer = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
@@ -48,9 +53,10 @@ fn main() -> std::process::ExitCode {
         }
     };
     signals::watch();
-    let outcome = match &cli.command {
+    let outcome = match &mut cli.command {
         Command::Info(args) => info::run(args),
         Command::Extract(args) => extract::run(args),
+        Command::Verify(args) => verify::run(args),
         Command::State(args) => state::run(args),
         Command::Layout(args) => layout::run(args),
         Command::Cpu(args) => cpu::run(args),

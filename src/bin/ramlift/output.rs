@@ -20,7 +20,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::exit::Failure;
-use crate::extract::MANIFEST;
+use crate::manifest::{MANIFEST, SIDECAR};
 use crate::staging::{DIRECTORY_MODE, StagingDir, remove_leftovers, staged};
 use crate::{durable, inputs, room};
 
@@ -152,6 +152,13 @@ impl Staging {
     /// Does not expect a file that was given out: it has been removed.
     pub(crate) fn forget(&mut self, relative: &str) {
         self.files.retain(|file| file != Path::new(relative));
+    }
+
+    /// The files that were given out: what each will be in the target, and where
+    /// it is.
+    pub(crate) fn files(&self) -> Vec<(String, PathBuf)> {
+        let place = |file: &PathBuf| (file.to_string_lossy().into_owned(), self.temporary.path().join(file));
+        self.files.iter().map(place).collect()
     }
 
     /// Writes a whole file.
@@ -330,9 +337,10 @@ impl Write for Counted {
     }
 }
 
-/// A file being written, alone.
+/// A file being written, and its manifest.
 pub(crate) struct StagedFile {
     target: PathBuf,
+    manifest: PathBuf,
     may_replace: bool,
     is_to_be_synced: bool,
     temporary: StagingDir,
@@ -343,29 +351,19 @@ impl StagedFile {
     /// which appears whole at the end. One that exists is replaced only with
     /// `may_replace`, and never if it is `input`.
     pub(crate) fn new(target: &Path, may_replace: bool, input: &Path) -> Result<Self, Failure> {
-        let refuse = |why: &str| Err(Failure::Other(format!("{}: {why}", target.display())));
-        match target.symlink_metadata() {
-            Ok(metadata) if metadata.is_dir() => {
-                return refuse("is a directory; this format is one file: give its name by -o FILE");
-            }
-            Ok(_) if !may_replace => {
-                return refuse("exists already; --force replaces it, -o FILE gives another");
-            }
-            Ok(metadata) if is_same_file(input, &metadata) => {
-                return refuse("is the stream that is being read");
-            }
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(Failure::file(target)(error)),
-        }
-        if target.file_name().is_none() {
-            return refuse("has no file name");
-        }
+        let Some(name) = target.file_name() else {
+            return Err(Failure::Other(format!("{}: has no file name", target.display())));
+        };
+        let mut name = name.to_owned();
+        name.push(SIDECAR);
+        let manifest = target.with_file_name(name);
+        refuse_in_the_way(target, may_replace, input)?;
+        refuse_in_the_way(&manifest, may_replace, input)?;
         let place = parent(target);
         remove_leftovers(&place, |_| ());
         let temporary = StagingDir::make(&place)?;
         let is_to_be_synced = durable::is_needed(&place);
-        Ok(Self { target: target.to_owned(), may_replace, is_to_be_synced, temporary })
+        Ok(Self { target: target.to_owned(), manifest, may_replace, is_to_be_synced, temporary })
     }
 
     /// As [`Staging::sync`].
@@ -378,9 +376,26 @@ impl StagedFile {
         self.temporary.path()
     }
 
+    /// Writes the manifest.
+    pub(crate) fn write_manifest(&self, bytes: &[u8]) -> Result<(), Failure> {
+        let path = self.staged(&self.manifest);
+        let write = || create_new(&path)?.write_all(bytes);
+        write().map_err(Failure::file(&self.manifest))
+    }
+
+    /// Where the manifest will be.
+    pub(crate) fn manifest(&self) -> &Path {
+        &self.manifest
+    }
+
+    /// Where a file is until it is moved.
+    fn staged(&self, target: &Path) -> PathBuf {
+        self.temporary.path().join(target.file_name().unwrap_or_default())
+    }
+
     /// Where to write it.
     pub(crate) fn path(&self) -> PathBuf {
-        self.temporary.path().join(self.target.file_name().unwrap_or_default())
+        self.staged(&self.target)
     }
 
     /// As [`Staging::shown`].
@@ -388,27 +403,66 @@ impl StagedFile {
         text.replace(&*self.temporary.path().to_string_lossy(), &parent(&self.target).to_string_lossy())
     }
 
-    /// Moves it to its place, if the input is still what it was.
+    /// Moves both to their places, if the input is still what it was: the
+    /// manifest last, so that what has one is whole.
     pub(crate) fn commit(self) -> Result<(), Failure> {
         inputs::close()?;
-        let path = self.path();
         if self.is_to_be_synced {
-            let file = self.target.file_name().unwrap_or_default();
-            durable::sync(self.temporary.path(), &[file.into()])
+            let names =
+                [&self.target, &self.manifest].map(|path| path.file_name().unwrap_or_default().into());
+            durable::sync(self.temporary.path(), &names)
                 .map_err(|failure| failure.map_text(|text| self.shown(text)))?;
         }
         let mut staged = staged();
-        let moved = match self.may_replace {
-            true => fs::rename(&path, &self.target),
-            // A link fails where something is, too.
-            false => move_new(&path, &self.target, || fs::hard_link(&path, &self.target)),
-        };
+        let moved = self.move_both();
         // What is left is removed, whatever came of it.
         self.temporary.remove();
         *staged = None;
         drop(staged);
-        moved.map_err(Failure::file(&self.target))?;
+        moved?;
         if self.is_to_be_synced { sync_place(&parent(&self.target), &self.target) } else { Ok(()) }
+    }
+
+    /// A manifest of an earlier file is never beside this one.
+    fn move_both(&self) -> Result<(), Failure> {
+        let aside = self.temporary.path().join(EARLIER);
+        let is_aside = self.may_replace && fs::rename(&self.manifest, &aside).is_ok();
+        self.move_to(&self.target).inspect_err(|_| {
+            if is_aside {
+                let _ = fs::rename(&aside, &self.manifest);
+            }
+        })?;
+        self.move_to(&self.manifest).map_err(|failure| {
+            if !self.may_replace && fs::remove_file(&self.target).is_ok() {
+                return failure;
+            }
+            failure.map_text(|text| format!("{text}; {} is in its place", self.target.display()))
+        })
+    }
+
+    fn move_to(&self, target: &Path) -> Result<(), Failure> {
+        let path = self.staged(target);
+        let moved = match self.may_replace {
+            true => fs::rename(&path, target),
+            // A link fails where something is, too.
+            false => move_new(&path, target, || fs::hard_link(&path, target)),
+        };
+        moved.map_err(Failure::file(target))
+    }
+}
+
+/// Fails if something is where a file is to be, but for one that may be replaced.
+fn refuse_in_the_way(target: &Path, may_replace: bool, input: &Path) -> Result<(), Failure> {
+    let refuse = |why: &str| Err(Failure::Other(format!("{}: {why}", target.display())));
+    match target.symlink_metadata() {
+        Ok(metadata) if metadata.is_dir() => {
+            refuse("is a directory; this format is one file: give its name by -o FILE")
+        }
+        Ok(_) if !may_replace => refuse("exists already; --force replaces it, -o FILE gives another"),
+        Ok(metadata) if is_same_file(input, &metadata) => refuse("is the stream that is being read"),
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Failure::file(target)(error)),
     }
 }
 

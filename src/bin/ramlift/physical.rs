@@ -12,10 +12,12 @@ use ramlift::{Architecture, BlockOffset, Input, Progress, Ram, Stream};
 
 use crate::args::{Compress, ExtractArgs, Format};
 use crate::cpu::why_none;
+use crate::evidence::Evidence;
 use crate::exit::{Exit, Failure};
 use crate::extract::{default_target, open_shared, supply_shared};
 use crate::images::Status;
 use crate::layers::Origin;
+use crate::manifest::{self, Content};
 use crate::output::StagedFile;
 use crate::{channels, info, layout, progress, room, source, terminal};
 
@@ -29,27 +31,43 @@ pub(crate) fn extract(args: &ExtractArgs, format: Format) -> Result<Exit, Failur
         return Err(Failure::Other("--vaddr is for --format elf".to_owned()));
     }
     let path = &args.source.stream;
+    let evidence = Evidence::begin(args);
     let target = args.output.clone().map_or_else(|| default_target(path, extension(format)), Ok)?;
     let mut staged = StagedFile::new(&target, args.force, path)?;
     if args.sync {
         staged.sync();
     }
     let (input, origin) = source::open_unpacked(path, &args.source.layers, args.source.salvage)?;
+    evidence.hash_beside(&origin)?;
     let bar = progress::is_visible(args.quiet);
     let shared = args.shared_files.iter().map(open_shared).collect::<Result<Vec<_>, _>>()?;
-    let (warnings, is_partial) = channels::with_channels(&args.source, &input, bar, |stream| {
+    let (content, is_partial) = channels::with_channels(&args.source, &input, bar, |stream| {
         let mut stream = stream;
         stream.check_whole().map_err(Failure::input(path))?;
         supply_shared(path, &mut stream, &shared)?;
-        write(args, format, &staged, &stream, &input, &origin)
+        with_file(args, &stream, &origin, |file, memory| {
+            file.check_room((memory.ram(), memory.layout()), &staged, args.max_output, &input)?;
+            let max = args.max_output.filter(|_| file.is_packed());
+            let write = |progress: &Progress| {
+                room::with_file_limit(max, || file.write(memory, &staged.path(), Some(&input), progress))
+            };
+            let len = file.progress_len(memory.ram(), memory.layout());
+            progress::watch(bar, "writing", len, write)
+                .map_err(|failure| failure.map_text(|text| staged.shown(text)))
+        })
     })?;
+    let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let text = manifest::make(&content, &origin, &evidence, vec![(name, staged.path())])?;
+    staged.write_manifest(&text.bytes)?;
+    let seal = text.seal(staged.manifest());
     staged.commit()?;
-    for warning in &warnings {
+    for warning in &content.warnings {
         terminal::say(format_args!("warning: {warning}"));
     }
     if !args.quiet {
         let mut out = terminal::stdout();
         writeln!(out, "{}", target.display()).map_err(Failure::stdout)?;
+        seal.map_or(Ok(()), |seal| writeln!(out, "{seal}")).map_err(Failure::stdout)?;
         terminal::finish(out)?;
     }
     Ok(Exit::of(is_partial || origin.is_damaged))
@@ -66,15 +84,14 @@ fn extension(format: Format) -> &'static str {
     }
 }
 
-/// Writes the file. Gives what there is to warn of, and whether RAM is missing.
-fn write(
+/// Makes the file that `args` ask for, without writing it, and has `take` take
+/// it. Gives what there is to tell of it, and whether RAM is missing.
+pub(crate) fn with_file(
     args: &ExtractArgs,
-    format: Format,
-    staged: &StagedFile,
     stream: &Stream<'_>,
-    input: &Input,
     origin: &Origin,
-) -> Result<(Vec<String>, bool), Failure> {
+    take: impl FnOnce(&File<'_, '_>, PhysicalMemory<'_, '_>) -> Result<(), Failure>,
+) -> Result<(Content, bool), Failure> {
     let path = &args.source.stream;
     let fail = Failure::input(path);
     let Some(ram) = stream.ram() else {
@@ -85,26 +102,21 @@ fn write(
         let why = layout::warnings(stream, &layout).join("; ");
         return Err(Failure::Other(format!("{}: no RAM has a place: {why}", path.display())));
     }
+    let memory = PhysicalMemory::new(ram, &layout);
     let mut warnings = origin.warnings.clone();
-    let file = File::of(args, format, stream, PhysicalMemory::new(ram, &layout), &mut warnings)?;
-    file.check_room((ram, &layout), staged, args.max_output, input)?;
-    let write = |progress: &Progress| {
-        let max = args.max_output.filter(|_| file.is_packed());
-        room::with_file_limit(max, || file.write((ram, &layout), &staged.path(), input, progress))
-    };
-    let bar = progress::is_visible(args.quiet);
-    progress::watch(bar, "writing", file.progress_len(ram, &layout), write)
-        .map_err(|failure| failure.map_text(|text| staged.shown(text)))?;
+    let file = File::of(args, args.format, stream, memory, &mut warnings)?;
+    take(&file, memory)?;
     warnings.extend(info::warnings(stream));
     warnings.extend(layout::warnings(stream, &layout));
     let is_partial = layout::is_partial(&layout)
         || is_absent(ram, &layout)
         || stream.warnings().iter().any(|warning| warning.is_loss);
-    Ok((warnings, is_partial))
+    let blocks: Vec<_> = ram.blocks().map(|(id, ..)| (id, None)).collect();
+    Ok((Content::of(args, stream, origin, &blocks, warnings), is_partial))
 }
 
 /// A file of guest-physical memory, whatever its format.
-enum File<'r, 'a> {
+pub(crate) enum File<'r, 'a> {
     Plan(Plan),
     Avml(Avml<'r, 'a>),
     Kdump(Box<Kdump<'r, 'a>>),
@@ -164,7 +176,7 @@ impl<'r, 'a> File<'r, 'a> {
     }
 
     /// The bytes that [`write`](Self::write) counts.
-    fn progress_len(&self, ram: &Ram<'_>, layout: &Layout) -> u64 {
+    pub(crate) fn progress_len(&self, ram: &Ram<'_>, layout: &Layout) -> u64 {
         match self {
             Self::Plan(_) => physical::progress_len(ram, layout),
             Self::Avml(avml) => avml.progress_len(),
@@ -172,15 +184,17 @@ impl<'r, 'a> File<'r, 'a> {
         }
     }
 
-    fn write(
+    /// Writes it at `path`. With the stream's own file as `input`, its blocks may be
+    /// shared.
+    pub(crate) fn write(
         &self,
-        (ram, layout): (&Ram<'_>, &Layout),
+        memory: PhysicalMemory<'_, '_>,
         path: &Path,
-        input: &Input,
+        input: Option<&Input>,
         progress: &Progress,
     ) -> ramlift::Result<()> {
         match self {
-            Self::Plan(plan) => physical::write(ram, layout, plan, path, Some(input), progress),
+            Self::Plan(plan) => physical::write(memory.ram(), memory.layout(), plan, path, input, progress),
             Self::Avml(avml) => avml.write(path, progress),
             Self::Kdump(kdump) => kdump.write(path, progress),
         }

@@ -13,6 +13,7 @@ use ramlift::{Error, ErrorKind, Incoming, Input, Kept, Progress, Stream};
 use rustix::fs::{Advice, fadvise};
 
 use crate::args::{LayerArgs, SourceArgs};
+use crate::evidence::Reader;
 use crate::exit::Failure;
 use crate::layers::{self, Bytes, Origin, Unwrapped};
 use crate::{channels, inputs, progress, spool};
@@ -122,10 +123,9 @@ fn open_layers(path: &Path, args: &LayerArgs) -> Result<Unwrapped, Failure> {
 fn open_any(path: &Path, args: &LayerArgs) -> Result<Unwrapped, Failure> {
     if path == STDIN {
         let path = name(path);
-        let mut file = stdin().map_err(Failure::file(path))?;
+        let file = stdin().map_err(Failure::file(path))?;
         inputs::remember(path, &file).map_err(Failure::file(path))?;
-        skip(path, &mut file, args.offset)?;
-        return layers::unwrap_reader(path, Box::new(file), args, Origin::default());
+        return open_passing(path, file, args);
     }
     let kind = std::fs::metadata(path).map_err(Failure::file(path))?.file_type();
     if kind.is_file() || kind.is_block_device() {
@@ -133,12 +133,19 @@ fn open_any(path: &Path, args: &LayerArgs) -> Result<Unwrapped, Failure> {
         return layers::unwrap_file(path, file, args);
     }
     if kind.is_fifo() {
-        let mut file = File::open(path).map_err(Failure::file(path))?;
-        skip(path, &mut file, args.offset)?;
-        return layers::unwrap_reader(path, Box::new(file), args, Origin::default());
+        let file = File::open(path).map_err(Failure::file(path))?;
+        return open_passing(path, file, args);
     }
     let what = if kind.is_dir() { "a directory" } else { "no file, block device or pipe" };
     Err(Failure::Other(format!("{}: is {what}", path.display())))
+}
+
+/// Opens what comes out of a pipe.
+fn open_passing(path: &Path, file: File, args: &LayerArgs) -> Result<Unwrapped, Failure> {
+    let origin = Origin::default();
+    let mut reader = origin.hashing(Box::new(file), args);
+    skip(path, &mut reader, args.offset)?;
+    layers::unwrap_reader(path, reader, args, origin)
 }
 
 /// The name of what is read, for messages.
@@ -147,8 +154,8 @@ pub(crate) fn name(path: &Path) -> &Path {
 }
 
 /// Passes over bytes before the stream.
-fn skip(path: &Path, file: &mut File, len: u64) -> Result<(), Failure> {
-    let skipped = io::copy(&mut file.take(len), &mut io::sink()).map_err(Failure::file(path))?;
+fn skip(path: &Path, reader: &mut Reader, len: u64) -> Result<(), Failure> {
+    let skipped = io::copy(&mut reader.take(len), &mut io::sink()).map_err(Failure::file(path))?;
     if skipped < len { Err(layers::ends_before(path, len, skipped)) } else { Ok(()) }
 }
 
@@ -162,14 +169,16 @@ fn stdin() -> io::Result<File> {
     Ok(file)
 }
 
-/// A mapped stream as one that goes by.
-pub(crate) fn read_once(input: &Input) -> Result<Incoming, Failure> {
+/// A mapped stream as one that goes by. If it is hashed, all of the file goes by.
+pub(crate) fn read_once(input: &Input, args: &LayerArgs, origin: &Origin) -> Result<Incoming, Failure> {
     let path = input.path();
     let range = input.range();
     let mut file = input.file().try_clone().map_err(Failure::file(path))?;
-    file.seek(SeekFrom::Start(range.start)).map_err(Failure::file(path))?;
-    let once = Once { file, done: range.start };
-    Ok(Incoming::new(path, once.take(range.end - range.start)))
+    let start = if args.hash.is_some() { 0 } else { range.start };
+    file.seek(SeekFrom::Start(start)).map_err(Failure::file(path))?;
+    let mut reader = origin.hashing(Box::new(Once { file, done: start }), args);
+    skip(path, &mut reader, range.start - start)?;
+    Ok(Incoming::new(path, reader.take(range.end - range.start)))
 }
 
 /// A file that is read once: what has been read is not kept in memory.

@@ -14,12 +14,12 @@ use crate::exit::Failure;
 /// Whatever part of the line comes from the stream is escaped by then. This
 /// makes sure of it: nothing printed here can control a terminal.
 pub(crate) fn say(line: fmt::Arguments<'_>) {
-    let line: String = line
-        .to_string()
-        .chars()
-        .map(|c| if Idstr::is_plain(c) { c } else { char::REPLACEMENT_CHARACTER })
-        .collect();
-    let _ = writeln!(io::stderr().lock(), "{line}");
+    let _ = writeln!(io::stderr().lock(), "{}", plain(&line.to_string()));
+}
+
+/// A line without what could control a terminal.
+pub(crate) fn plain(line: &str) -> String {
+    line.chars().map(|c| if Idstr::is_plain(c) { c } else { char::REPLACEMENT_CHARACTER }).collect()
 }
 
 /// Standard output, buffered. What is written must be flushed by [`finish`].

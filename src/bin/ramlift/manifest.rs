@@ -1,0 +1,212 @@
+//! `manifest.json`: what a run made of what, and how to make it again.
+//!
+//! What follows from the inputs alone is [`Content`], [`InputEntry`] and
+//! [`FileEntry`]: the same for each run, whatever the threads. What is of one
+//! run is in [`Run`].
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use ramlift::{BlockId, Stream};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::args::{ExtractArgs, Format};
+use crate::block_devices::BlockDeviceEntry;
+use crate::evidence::{Evidence, InputEntry};
+use crate::exit::Failure;
+use crate::hash::{self, Algorithm};
+use crate::images::Status;
+use crate::info::{self, Coverage, Doubtful, Lost, Source};
+use crate::layers::Origin;
+use crate::terminal;
+
+/// The manifest of a directory.
+pub(crate) const MANIFEST: &str = "manifest.json";
+
+/// What the name of a file's manifest ends with, behind the file's own.
+pub(crate) const SIDECAR: &str = ".manifest.json";
+
+#[derive(Serialize)]
+struct Manifest<'c> {
+    ramlift: &'static str,
+    #[serde(flatten)]
+    content: &'c Content,
+    hash: Option<Algorithm>,
+    inputs: Vec<InputEntry>,
+    files: Vec<FileEntry>,
+    run: Run,
+}
+
+/// What is told of the stream, and of what was made of it.
+#[derive(Serialize)]
+pub(crate) struct Content {
+    pub(crate) format: Format,
+    source: Source,
+    machine: Option<String>,
+    pub(crate) pages_per_pass: Vec<u64>,
+    pub(crate) blocks: Vec<BlockEntry>,
+    pub(crate) block_devices: Vec<BlockDeviceEntry>,
+    salvaged: bool,
+    lost: Vec<Lost>,
+    doubtful_pages: Vec<Doubtful>,
+    pub(crate) warnings: Vec<String>,
+}
+
+#[derive(Serialize)]
+pub(crate) struct BlockEntry {
+    pub(crate) idstr: String,
+    pub(crate) file: Option<String>,
+    pub(crate) used_length: u64,
+    page_size: u64,
+    #[serde(flatten)]
+    pub(crate) coverage: Coverage,
+    pub(crate) status: Status,
+}
+
+/// A file that was written.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct FileEntry {
+    /// Relative to the manifest's directory.
+    pub(crate) path: String,
+    pub(crate) size: u64,
+    pub(crate) hash: Option<String>,
+}
+
+/// What is of one run, and of no other.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Run {
+    /// The command line behind the command's name.
+    pub(crate) arguments: Vec<String>,
+    /// The directory that relative paths count from.
+    pub(crate) directory: String,
+    /// RFC 3339, UTC.
+    started: String,
+    finished: String,
+    threads: usize,
+    host: Host,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Host {
+    /// `little` or `big`.
+    byte_order: String,
+    os: String,
+    architecture: String,
+}
+
+impl Content {
+    pub(crate) fn of(
+        args: &ExtractArgs,
+        stream: &Stream<'_>,
+        origin: &Origin,
+        images: &[(BlockId, Option<String>)],
+        warnings: Vec<String>,
+    ) -> Self {
+        Self {
+            format: args.format,
+            source: Source::of(&args.source.stream, origin),
+            machine: stream.configuration().map(|configuration| configuration.machine.to_string()),
+            pages_per_pass: stream.ram().map(|ram| ram.pages_per_pass().to_vec()).unwrap_or_default(),
+            blocks: block_entries(stream, images),
+            block_devices: Vec::new(),
+            salvaged: info::is_salvaged(stream),
+            lost: info::lost(stream),
+            doubtful_pages: info::doubtful_pages(stream),
+            warnings,
+        }
+    }
+}
+
+fn block_entries(stream: &Stream<'_>, images: &[(BlockId, Option<String>)]) -> Vec<BlockEntry> {
+    let Some(ram) = stream.ram() else { return Vec::new() };
+    let entry = |(id, file): &(BlockId, Option<String>)| {
+        let (block, pages) = (ram.block(*id)?, ram.pages(*id)?);
+        Some(BlockEntry {
+            idstr: block.idstr.to_string(),
+            file: file.clone(),
+            used_length: block.used_length,
+            page_size: ram.page_size().bytes(),
+            coverage: Coverage::of(stream, *id, pages),
+            status: Status::of(ram, *id),
+        })
+    };
+    images.iter().filter_map(entry).collect()
+}
+
+impl Run {
+    fn since(started: Timestamp) -> Self {
+        let host = Host {
+            byte_order: if cfg!(target_endian = "little") { "little" } else { "big" }.to_owned(),
+            os: std::env::consts::OS.to_owned(),
+            architecture: std::env::consts::ARCH.to_owned(),
+        };
+        Self {
+            arguments: std::env::args_os().skip(1).map(|text| text.to_string_lossy().into_owned()).collect(),
+            directory: std::env::current_dir().unwrap_or_default().to_string_lossy().into_owned(),
+            started: started.to_string(),
+            finished: Timestamp::now().to_string(),
+            threads: rayon::current_num_threads(),
+            host,
+        }
+    }
+}
+
+/// A manifest as it is written, and its own hash.
+pub(crate) struct Text {
+    pub(crate) bytes: Vec<u8>,
+    hash: Option<(Algorithm, String)>,
+}
+
+impl Text {
+    /// Whoever keeps this line has the hashes of all that was read and written.
+    pub(crate) fn seal(&self, path: &Path) -> Option<String> {
+        let (algorithm, hash) = self.hash.as_ref()?;
+        Some(format!("{}: {} {hash}", path.display(), algorithm.name()))
+    }
+}
+
+/// Makes the manifest of files that are written: each one's name in the output,
+/// and where it is now. Hashes them, and waits for the hashes of the inputs.
+pub(crate) fn make(
+    content: &Content,
+    origin: &Origin,
+    evidence: &Evidence,
+    written: Vec<(String, PathBuf)>,
+) -> Result<Text, Failure> {
+    let algorithm = evidence.algorithm;
+    let files = file_entries(written, algorithm)?;
+    let manifest = Manifest {
+        ramlift: env!("CARGO_PKG_VERSION"),
+        content,
+        hash: algorithm,
+        inputs: evidence.finish(origin)?,
+        files,
+        run: Run::since(evidence.started),
+    };
+    let mut bytes = Vec::new();
+    terminal::write_json(&mut bytes, &manifest).map_err(|error| Failure::Other(error.to_string()))?;
+    let hash = algorithm.map(|algorithm| {
+        let mut hasher = hash::Hasher::new(algorithm);
+        hasher.update(&bytes);
+        (algorithm, hasher.finish())
+    });
+    Ok(Text { bytes, hash })
+}
+
+fn file_entries(
+    mut written: Vec<(String, PathBuf)>,
+    algorithm: Option<Algorithm>,
+) -> Result<Vec<FileEntry>, Failure> {
+    written.sort();
+    let threads = rayon::current_num_threads();
+    let entry = |(name, path): (String, PathBuf)| {
+        let file = File::open(&path).map_err(Failure::file(&path))?;
+        let size = file.metadata().map_err(Failure::file(&path))?.len();
+        let hash = algorithm.map(|algorithm| hash::of_file(&file, size, algorithm, threads));
+        let hash = hash.transpose().map_err(Failure::file(&path))?;
+        Ok(FileEntry { path: name, size, hash })
+    };
+    written.into_par_iter().with_max_len(1).map(entry).collect()
+}
