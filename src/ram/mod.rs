@@ -590,11 +590,13 @@ impl<'a, 'p> RamReader<'a, 'p> {
 
     /// Whether a record of a stream that goes by can be indexed. If not it
     /// waits, and is indexed before the first that can: there is no walking
-    /// again with a page size that shows late.
+    /// again with a page size that shows late. What changes a page is never
+    /// put off: its bytes would have gone by.
     fn has_page_size(&mut self, record: &PageRecord, state: RecordState) -> bool {
         let Some(gone_by) = &mut self.gone_by else { return true };
         let is_unknown = matches!(state.certainty, Certainty::Unknown { .. });
-        if is_unknown && gone_by.waiting.len() < limit::WAITING_RECORDS {
+        let can_wait = matches!(record.content, RecordContent::Fill(_));
+        if is_unknown && can_wait && gone_by.waiting.len() < limit::WAITING_RECORDS {
             gone_by.waiting.push(*record);
             return false;
         }
