@@ -595,7 +595,8 @@ impl<'a, 'p> RamReader<'a, 'p> {
     fn has_page_size(&mut self, record: &PageRecord, state: RecordState) -> bool {
         let Some(gone_by) = &mut self.gone_by else { return true };
         let is_unknown = matches!(state.certainty, Certainty::Unknown { .. });
-        let can_wait = matches!(record.content, RecordContent::Fill(_));
+        // Once one was indexed none waits, or it would never be.
+        let can_wait = matches!(record.content, RecordContent::Fill(_)) && !gone_by.has_page_size;
         if is_unknown && can_wait && gone_by.waiting.len() < limit::WAITING_RECORDS {
             gone_by.waiting.push(*record);
             return false;
