@@ -20,7 +20,7 @@ pub fn chunk_len(byte: u8) -> usize {
 }
 
 /// Chunks that a stream is read in at most: each costs two threads a turn.
-const CHUNKS: usize = 24;
+const CHUNKS: usize = 10;
 
 /// Reads a stream both ways and compares.
 pub fn check_going_by(bytes: &[u8], chunk_len: usize) {

@@ -16,7 +16,7 @@ use super::synth::small_stream;
 const UNPACKED: u64 = 1 << 20;
 const DEPTH: usize = 8;
 
-/// What is unpacked in one go.
+/// What is unpacked in one go at most, whatever is asked for.
 const PIECE: usize = 64 << 10;
 const RUNS: usize = 4096;
 
@@ -88,7 +88,7 @@ fn check_layout(xml: &[u8]) {
 /// Unpacks twice, in large pieces and in small ones, and checks that it is the
 /// same.
 fn unpack<'b>(bytes: &'b [u8], open: impl Fn(&'b [u8]) -> Box<dyn Read + Send + 'b>) -> Vec<u8> {
-    let (whole, failure) = read(open(bytes), PIECE);
+    let (whole, failure) = read(open(bytes), UNPACKED as usize);
     let (pieces, other) = read(open(bytes), 37);
     let same = whole.len().min(pieces.len());
     let lens = format!("{} bytes at once, {} in pieces", whole.len(), pieces.len());
