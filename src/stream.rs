@@ -203,7 +203,15 @@ impl<'a> Stream<'a> {
                 Some(error) => salvage(input, progress, error).map(Self::tolerated),
                 None => Ok(stream),
             },
-            Err(error) => salvage(input, progress, error).map(Self::tolerated),
+            Err(error) => {
+                let warning = survived(&error);
+                let mut stream = salvage(input, progress, error).map(Self::tolerated)?;
+                // A header may be strange and yet lead on.
+                if stream.losses().is_empty() && !stream.warnings().iter().any(|warning| warning.is_loss) {
+                    stream.0.warnings.push(warning);
+                }
+                Ok(stream)
+            }
         }
     }
 
@@ -325,6 +333,12 @@ impl<'a> Stream<'a> {
         };
         count("cpu").max(count("cpu_common"))
     }
+}
+
+/// What a salvage that has lost nothing says of the failure that it was for.
+fn survived(error: &Error) -> Warning {
+    let text = format!("only a salvage gets over this: {error}");
+    Warning { offset: error.offset(), text, is_loss: true }
 }
 
 /// The failure of a block of mapped-ram whose bitmap was not written, and whose

@@ -298,6 +298,9 @@ impl<'a, 'p> Walk<'a, 'p> {
         match described {
             Some(len) if end.bytes(len).is_ok() => {
                 let met = hex(end.rest().get(..5).unwrap_or(end.rest()));
+                if Footers::is_footer(&end, handler.section_id) && end.array::<5>().is_ok() {
+                    return strange_record(end);
+                }
                 Error::at(end.offset(), ErrorKind::Footer { expected: handler.section_id, met })
             }
             Some(needed) => Error::at(self.cursor.offset(), ErrorKind::Truncated { needed, available }),
@@ -475,4 +478,13 @@ impl<'a, 'p> Walk<'a, 'p> {
             ends_early,
         }
     }
+}
+
+/// The failure of what stands behind the footer of a device at `at`, where no
+/// record that QEMU writes begins.
+fn strange_record(at: Cursor<'_>) -> Error {
+    const SHOWN: usize = 16;
+    let met = hex(at.rest().get(..SHOWN).unwrap_or(at.rest()));
+    let expected = "the header of a section, a command, or the end".to_owned();
+    Error::at(at.offset(), ErrorKind::Malformed { what: "record behind the footer", met, expected })
 }

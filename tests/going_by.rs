@@ -99,6 +99,23 @@ fn a_device_before_ram_is_found_by_its_footer() {
 }
 
 #[test]
+fn no_record_waits_for_the_page_size_for_ever() {
+    // More fill pages than are put off until a page of data shows the page size;
+    // or some, and then a delta, which is not put off.
+    let many = (0..(1 << 20) + 5).map(|nth| (nth % 16) * KIB_4 as u64);
+    let many =
+        many.fold(Records::new().fill("main.ram", 0, 0), |records, offset| records.next_fill(offset, 0));
+    let few = Records::new().fill("main.ram", 0, 1).next_xbzrle(0, &[(3, b"new")]);
+    for (records, chunk_len) in [(many, 1 << 18), (few, 100)] {
+        let records = records.next_fill(0x10_000, 7).next_fill(0x11_000, 8);
+        for records in [records.clone(), records.next_data(0x12_000, &page(1))] {
+            let blocks = [Block::new("main.ram", 0x20_000)];
+            check_going_by(&Synth::machine().ram(&blocks, records).finish_undescribed(), chunk_len);
+        }
+    }
+}
+
+#[test]
 fn what_stands_behind_a_stream_is_counted() {
     let whole = unpack("pc-10.0-paused");
     check_going_by(&[whole.clone(), vec![0; 20 << 20]].concat(), 1 << 20);

@@ -8,7 +8,6 @@
 
 use std::iter::Peekable;
 
-use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::multifd::{Channel, Packet, PacketContent, RamPacket};
 use crate::ram::Ram;
@@ -16,7 +15,7 @@ use crate::ram::index::IndexBuilder;
 use crate::ram::record::{Certainty, PageRecord, PageRecords, RecordContent, RecordState};
 use crate::ram::sources;
 use crate::section::{Section, SectionType};
-use crate::units::{BlockId, StreamOffset, index};
+use crate::units::{BlockId, StreamOffset};
 
 /// A channel, and its pages unpacked if they are compressed.
 #[derive(Clone, Copy, Debug)]
@@ -124,10 +123,9 @@ impl<'a> Joiner<'_, 'a> {
         let mut by_flush = false;
         for section in sections {
             let is_start = section.kind == SectionType::Start;
-            let at = if is_start { ram.first_record } else { section.body };
-            let bytes = index(at.0).and_then(|at| ram.input.get(at..)).unwrap_or_default();
-            state.current = ram.current_at(at, state.current);
-            let mut records = PageRecords::new(Cursor::new(bytes, at), &ram.list, state);
+            let body = ram.records_in(section);
+            state.current = ram.current_at(body.offset(), state.current);
+            let mut records = PageRecords::new(body, &ram.list, state);
             let (mut flushes, mut is_whole) = (0, true);
             while let Some(record) = records.next() {
                 self.pass_to(records.flush_count() - flushes)?;

@@ -313,11 +313,7 @@ impl<'a> Ram<'a> {
         let mut state = RecordState::new(self.page_size, Certainty::Settled);
         // With mapped-ram there are none.
         let sections = sections.filter(|_| self.list.mapped.is_empty());
-        let bodies = sections.map(|section| match section.kind {
-            SectionType::Start => self.first_record,
-            _ => section.body,
-        });
-        let mut bodies = bodies.filter_map(|at| Some(Cursor::new(self.input.get(to_index(at.0)?..)?, at)));
+        let mut bodies = sections.map(|section| self.records_in(section));
         let mut records: Option<PageRecords<'_, '_>> = None;
         std::iter::from_fn(move || {
             loop {
@@ -331,6 +327,15 @@ impl<'a> Ram<'a> {
                 records = Some(PageRecords::new(body, &self.list, state));
             }
         })
+    }
+
+    /// Where the page records of a section stand: not a byte behind its end,
+    /// where a salvage has found something else, or nothing.
+    fn records_in(&self, section: &Section) -> Cursor<'a> {
+        let at = if section.kind == SectionType::Start { self.first_record } else { section.body };
+        let range = to_index(at.0).zip(to_index(section.body_end.0));
+        let bytes = range.and_then(|(start, end)| self.input.get(start..end));
+        Cursor::new(bytes.unwrap_or_default(), at)
     }
 
     /// The block of CONTINUE at the begin of a body, `before` being that of
@@ -585,11 +590,14 @@ impl<'a, 'p> RamReader<'a, 'p> {
 
     /// Whether a record of a stream that goes by can be indexed. If not it
     /// waits, and is indexed before the first that can: there is no walking
-    /// again with a page size that shows late.
+    /// again with a page size that shows late. What changes a page is never
+    /// put off: its bytes would have gone by.
     fn has_page_size(&mut self, record: &PageRecord, state: RecordState) -> bool {
         let Some(gone_by) = &mut self.gone_by else { return true };
         let is_unknown = matches!(state.certainty, Certainty::Unknown { .. });
-        if is_unknown && gone_by.waiting.len() < limit::WAITING_RECORDS {
+        // Once one was indexed none waits, or it would never be.
+        let can_wait = matches!(record.content, RecordContent::Fill(_)) && !gone_by.has_page_size;
+        if is_unknown && can_wait && gone_by.waiting.len() < limit::WAITING_RECORDS {
             gone_by.waiting.push(*record);
             return false;
         }

@@ -386,10 +386,8 @@ impl<'a, 'p> Salvage<'a, 'p> {
     /// Reads the page records at `at` to the end of their body.
     fn read_pages(&mut self, at: StreamOffset, failure: &Failure) -> Result<(), Failure> {
         let (start, current, why) = self.first_certain(at, failure);
-        let is_whole = start == failure.at && current.is_some();
-        if !is_whole {
-            self.lose(failure, start, why);
-        }
+        // Of no length where records go on right there: others may be missing.
+        self.lose(failure, start, why);
         self.walk.ram.resume(start, current);
         self.seek(start);
         let kind = failure.section.as_ref().filter(|_| failure.is_in_ram_body);

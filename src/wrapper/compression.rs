@@ -61,6 +61,10 @@ pub const XZ_MEMORY: u64 = 256 << 20;
 /// decoded by one thread.
 const XZ_THREADS_MEMORY: u64 = 40 << 20;
 
+/// Bytes that are unpacked in one go. Decoders tell of damage in place of what the
+/// same call has unpacked before it: so little is all that damage takes with it.
+pub(super) const GO_LEN: usize = 64 << 10;
+
 /// What an [`ErrorKind::Wrapper`](crate::ErrorKind::Wrapper) is about that
 /// comes only after all of the data: bytes of another kind follow it.
 pub const BEHIND_DATA: &str = "bytes behind compressed data";
@@ -301,6 +305,8 @@ impl<R: Read, M: Member<R> + Read> Read for Members<R, M> {
         if into.is_empty() {
             return Ok(0);
         }
+        let go = into.len().min(GO_LEN);
+        let into = into.get_mut(..go).unwrap_or_default();
         let read = self.step(|member| member.read(into).map(|read| Some(read).filter(|read| *read > 0)))?;
         Ok(read.unwrap_or(0))
     }
@@ -328,6 +334,8 @@ struct Xz<R, const IS_LZMA: bool> {
     source: Source<R>,
     stream: liblzma::stream::Stream,
     is_over: bool,
+    /// What the decoder failed with behind the bytes that it gave last.
+    failure: Option<liblzma::stream::Error>,
 }
 
 impl<R: Read, const IS_LZMA: bool> Read for Xz<R, IS_LZMA> {
@@ -335,6 +343,9 @@ impl<R: Read, const IS_LZMA: bool> Read for Xz<R, IS_LZMA> {
         // The decoder with threads may take nothing once, to have a block's end.
         let mut is_idle = false;
         while !self.is_over {
+            if let Some(failure) = self.failure.take() {
+                return Err(failure.into());
+            }
             let packed = self.source.fill_buf()?;
             let is_all = packed.is_empty();
             let action = if is_all { Action::Finish } else { Action::Run };
@@ -343,10 +354,13 @@ impl<R: Read, const IS_LZMA: bool> Read for Xz<R, IS_LZMA> {
             let consumed = index(self.stream.total_in() - before.0).unwrap_or(0);
             let read = index(self.stream.total_out() - before.1).unwrap_or(0);
             self.source.consume(consumed);
-            self.is_over = status? == Status::StreamEnd;
             if read > 0 {
+                // What comes before a failure counts.
+                self.is_over = matches!(status, Ok(Status::StreamEnd));
+                self.failure = status.err();
                 return Ok(read);
             }
+            self.is_over = status? == Status::StreamEnd;
             match (is_all || is_idle) && consumed == 0 && !self.is_over {
                 true if is_all => return Err(io::ErrorKind::UnexpectedEof.into()),
                 true => return Err(io::Error::new(io::ErrorKind::InvalidData, "corrupt xz stream")),
@@ -369,7 +383,7 @@ impl<R: Read, const IS_LZMA: bool> Member<R> for Xz<R, IS_LZMA> {
                 .memlimit_stop(XZ_MEMORY)
                 .decoder()?
         };
-        Ok(Self { source, stream, is_over: false })
+        Ok(Self { source, stream, is_over: false, failure: None })
     }
     fn source(&self) -> &Source<R> {
         &self.source

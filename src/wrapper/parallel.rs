@@ -15,7 +15,7 @@ use std::io::{self, Read};
 use std::num::NonZeroUsize;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use super::compression::{Compression, Member, Members, explain};
+use super::compression::{Compression, GO_LEN, Member, Members, explain};
 
 /// Bytes that all pieces at work take, once no further one is begun: with the
 /// chunks of a stream that goes by, no more than 64 MiB in all.
@@ -153,7 +153,8 @@ impl<R: Read, M: Divisible<R>> Read for Parallel<R, M> {
             if read > 0 {
                 return Ok(read);
             }
-            if let Some(read) = self.fill(into) {
+            let go = into.len().min(GO_LEN);
+            if let Some(read) = self.fill(into.get_mut(..go).unwrap_or_default()) {
                 return Ok(read);
             }
             let Some(work) = self.works.front() else {

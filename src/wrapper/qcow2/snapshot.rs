@@ -59,7 +59,17 @@ pub struct Snapshot {
 
 impl fmt::Display for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "\"{}\" ({})", self.name, self.id)
+        write!(f, "\"{}\" ({})", shown(&self.name), shown(&self.id))
+    }
+}
+
+/// A name as messages have it: QEMU's have 255 bytes at most, a table's can have
+/// 65535.
+fn shown(name: &Idstr) -> String {
+    const SHOWN: usize = 255;
+    match name.as_bytes().split_at_checked(SHOWN) {
+        Some((head, [_, ..])) => format!("{}…", Idstr::from(head)),
+        _ => name.to_string(),
     }
 }
 

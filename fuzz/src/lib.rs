@@ -1,0 +1,91 @@
+//! What is fuzzed, and what must hold: a function of any bytes for each target.
+//!
+//! They fail by panicking. The binaries in `fuzz_targets/` hand them what
+//! libFuzzer makes up; `tests/fuzz.rs` of the library, which takes this file in
+//! as a module, hands them the seeds and what was found before.
+
+#![allow(
+    unreachable_pub,
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a target fails by panicking"
+)]
+
+mod damage;
+mod description;
+mod device;
+mod differential;
+mod guest;
+mod images;
+mod look;
+mod mapped_ram;
+mod multifd;
+mod plan;
+mod read_once;
+mod salvage;
+mod stream;
+mod wrapper;
+mod xbzrle;
+
+#[allow(dead_code, reason = "a part of it is used")]
+#[path = "../../tests/support/channel.rs"]
+mod channel;
+#[allow(dead_code, reason = "a part of it is used")]
+#[path = "../../tests/support/naive.rs"]
+mod naive;
+#[allow(dead_code, reason = "a part of it is used")]
+#[path = "../../tests/support/synth.rs"]
+mod synth;
+
+/// Bytes of memory that a run may take beside its input.
+pub const MEMORY: usize = 256 << 20;
+
+/// A target: its name, and what it does with any bytes.
+pub struct Target {
+    pub name: &'static str,
+    pub run: fn(&[u8]),
+}
+
+/// All targets.
+pub const TARGETS: [Target; 13] = [
+    Target { name: "stream", run: stream::run },
+    Target { name: "description", run: description::run },
+    Target { name: "device", run: device::run },
+    Target { name: "device_made", run: device::run_made },
+    Target { name: "xbzrle", run: xbzrle::run },
+    Target { name: "mapped_ram", run: mapped_ram::run },
+    Target { name: "wrapper", run: wrapper::run },
+    Target { name: "qcow2", run: wrapper::run_qcow2 },
+    Target { name: "read_once", run: read_once::run },
+    Target { name: "salvage", run: salvage::run },
+    Target { name: "multifd", run: multifd::run },
+    Target { name: "differential", run: differential::run },
+    Target { name: "damage", run: damage::run },
+];
+
+/// The target of this name.
+pub fn target(name: &str) -> &'static Target {
+    TARGETS.iter().find(|target| target.name == name).unwrap_or_else(|| panic!("no target {name}"))
+}
+
+/// The binary of a target: hands what libFuzzer makes up to it, and lets it take
+/// no more memory than is promised.
+#[macro_export]
+macro_rules! target {
+    ($name:literal) => {
+        #[global_allocator]
+        static ALLOCATOR: cap::Cap<std::alloc::System> = cap::Cap::new(std::alloc::System, usize::MAX);
+
+        libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+            let held = ALLOCATOR.allocated();
+            ALLOCATOR.set_limit(held + $crate::MEMORY + bytes.len()).expect("less is held");
+            ($crate::target($name).run)(bytes);
+            ALLOCATOR.set_limit(usize::MAX).expect("no limit");
+        });
+    };
+}
