@@ -29,17 +29,6 @@ fn partial_stream() -> Vec<u8> {
         .finish()
 }
 
-/// What a file holds, but for what the manifest says of the run.
-fn of_any_run(place: &Workplace, directory: &str, file: &str) -> Vec<u8> {
-    let path = format!("{directory}/{file}");
-    if file != "manifest.json" {
-        return place.read(&path);
-    }
-    let mut manifest = place.json(&path);
-    manifest.get_mut("run").map(Value::take);
-    manifest.to_string().into_bytes()
-}
-
 fn undecoded_stream() -> Vec<u8> {
     small_stream().device(9, "wrong", &[1, 2], BOOL).device(10, "right", &[1], BOOL).finish()
 }
@@ -315,7 +304,7 @@ fn any_number_of_threads_writes_the_same() {
     for threads in ["1", "2", "16"] {
         place.ramlift(&["extract", "stream", "-o", threads, "--threads", threads]).expect_code(0);
         for file in ["main.ram", "manifest.json", "state.json", "desc.json"] {
-            assert!(of_any_run(&place, "0", file) == of_any_run(&place, threads, file), "{file}");
+            assert!(place.read_of_any_run("0", file) == place.read_of_any_run(threads, file), "{file}");
         }
     }
 }
@@ -643,7 +632,7 @@ fn the_same_stream_gives_the_same_files() {
         place.ramlift(&["extract", "stream", "-o", dir]).expect_code(0);
     }
     for file in SMALL_FILES {
-        assert!(of_any_run(&place, "one", file) == of_any_run(&place, "two", file), "{file}");
+        assert!(place.read_of_any_run("one", file) == place.read_of_any_run("two", file), "{file}");
     }
 }
 

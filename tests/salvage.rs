@@ -421,8 +421,8 @@ fn a_stream_that_is_whole_is_the_same_with_and_without_salvage() {
         place.ramlift(&["extract", "stream", "-o", "salvaged", "--salvage"]).expect_code(0);
         assert_eq!(files_in(place.join("plain")), files_in(place.join("salvaged")));
         for file in files_in(place.join("plain")) {
-            let (plain, salvaged) = (format!("plain/{file}"), format!("salvaged/{file}"));
-            assert!(place.read(&plain) == place.read(&salvaged), "{file}");
+            let [plain, salvaged] = ["plain", "salvaged"].map(|out| place.read_of_any_run(out, &file));
+            assert!(plain == salvaged, "{file}");
         }
     }
 }
