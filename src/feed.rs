@@ -30,6 +30,10 @@ const CHUNK_LEN: usize = 8 << 20;
 /// than the longest page record.
 const HEADROOM: usize = 128 << 10;
 
+/// Bytes of memory that a piece which is kept takes beside its own, with what is
+/// noted of its section: most of what the shortest ones take.
+const PIECE_LEN: u64 = 96;
+
 /// A stream that comes out of a reader.
 pub struct Incoming {
     name: PathBuf,
@@ -210,7 +214,7 @@ impl Feed {
     pub(crate) fn keep(&mut self, at: StreamOffset, len: usize) -> Result<Vec<u8>> {
         let skipped = self.window.len() - self.from(at).len();
         let len = len.min(self.window.len() - skipped);
-        self.kept_len += len as u64;
+        self.kept_len += len as u64 + PIECE_LEN;
         if self.kept_len > limit::KEPT_LEN {
             let what = "bytes besides RAM pages";
             let kind = ErrorKind::TooMuchToKeep { what, met: self.kept_len, bound: limit::KEPT_LEN };

@@ -297,10 +297,11 @@ impl<'a, 'p> Walk<'a, 'p> {
         let available = self.cursor.remaining();
         match described {
             Some(len) if end.bytes(len).is_ok() => {
-                let met = hex(end.rest().get(..5).unwrap_or(end.rest()));
-                if Footers::is_footer(&end, handler.section_id) && end.array::<5>().is_ok() {
-                    return strange_record(end);
+                let mut behind = end;
+                if Footers::is_footer(&end, handler.section_id) && behind.array::<5>().is_ok() {
+                    return no_record(behind);
                 }
+                let met = hex(end.rest().get(..5).unwrap_or(end.rest()));
                 Error::at(end.offset(), ErrorKind::Footer { expected: handler.section_id, met })
             }
             Some(needed) => Error::at(self.cursor.offset(), ErrorKind::Truncated { needed, available }),
@@ -480,11 +481,12 @@ impl<'a, 'p> Walk<'a, 'p> {
     }
 }
 
-/// The failure of what stands behind the footer of a device at `at`, where no
-/// record that QEMU writes begins.
-fn strange_record(at: Cursor<'_>) -> Error {
+/// The failure of a device whose footer is where it should be, and nothing that
+/// QEMU writes behind it: of a device, not even a name.
+fn no_record(behind: Cursor<'_>) -> Error {
+    /// Bytes that are shown.
     const SHOWN: usize = 16;
-    let met = hex(at.rest().get(..SHOWN).unwrap_or(at.rest()));
-    let expected = "the header of a section, a command, or the end".to_owned();
-    Error::at(at.offset(), ErrorKind::Malformed { what: "record behind the footer", met, expected })
+    let met = hex(behind.rest().get(..SHOWN).unwrap_or(behind.rest()));
+    let expected = "a device with its name, a command, or the end of the records".to_owned();
+    Error::at(behind.offset(), ErrorKind::Malformed { what: "record behind the footer", met, expected })
 }

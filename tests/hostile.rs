@@ -355,6 +355,15 @@ fn devices_whose_end_is_nowhere_are_refused() {
 }
 
 #[test]
+fn a_footer_that_is_there_is_not_missed_when_what_follows_it_makes_no_sense() {
+    // The error used to expect the footer that it had met.
+    let stream = one_page().device(3, "timer", &[1], r#"{"name": "on", "type": "bool", "size": 1}"#);
+    let at = stream.offset();
+    let is_expected = |kind: &ErrorKind| matches!(kind, ErrorKind::Malformed { .. });
+    check(&stream.undescribed(4, [0xc3], 0, &[2]).finish(), at, "\"timer\"", is_expected);
+}
+
+#[test]
 fn counts_of_other_bodies_that_the_input_does_not_hold_are_refused() {
     let truncated: fn(&ErrorKind) -> bool = |kind| matches!(kind, ErrorKind::Truncated { .. });
     let stream = Synth::machine().start(6, "s390-storage_attributes", 0, &1u64.to_be_bytes());

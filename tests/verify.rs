@@ -459,6 +459,69 @@ fn pipes_are_not_waited_for() {
 }
 
 #[test]
+fn inputs_that_the_manifest_does_not_tell_of_are_not_opened() {
+    // Looked at as an input it would be no file; opened, it would be waited for.
+    let output = tampered(&[], |place| {
+        make_pipe(&place.join("pipe"));
+        edit(&place.join("out/manifest.json"), |manifest| {
+            manifest["run"]["arguments"] = json!(["extract", "pipe", "-o", "out"]);
+            manifest["inputs"] = json!([]);
+        });
+    });
+    assert!(output.expect_code(1).text().contains("inputs are not those"));
+}
+
+#[test]
+fn a_file_that_the_stream_does_not_make_is_found_though_the_manifest_tells_of_it() {
+    check_found("note: is nothing that the stream makes", |place| {
+        fs::write(place.join("out/note"), "mine").unwrap();
+        edit(&place.join("out/manifest.json"), |manifest| {
+            let function = manifest["hash"].as_str().map(|function| hash(function, b"mine"));
+            let file = json!({"path": "note", "size": 4, "hash": function});
+            manifest["files"].as_array_mut().unwrap().push(file);
+        });
+    });
+    // One file is told of by its name alone.
+    check_found("main.ram/: is nothing", |place| {
+        edit(&place.join("out/manifest.json"), |manifest| {
+            let files = manifest["files"].as_array_mut().unwrap();
+            let mut file = files.iter().find(|file| file["path"] == "main.ram").unwrap().clone();
+            file["path"] = json!("main.ram/");
+            files.push(file);
+        });
+    });
+}
+
+#[test]
+fn what_is_told_of_the_input_is_checked() {
+    let edited = |key: &'static str, value: Value| {
+        move |place: &Workplace| {
+            let path = place.join("out/manifest.json");
+            edit(&path, |manifest| *manifest.pointer_mut(key).unwrap() = value.clone());
+        }
+    };
+    check_found("inputs are not those", edited("/inputs/0/path", json!("another")));
+    check_found("does not say how long", edited("/inputs/0/size", Value::Null));
+    check_found("/source/path is", edited("/source/path", json!("another")));
+    check_found("/source/size is 5", edited("/source/size", json!(5)));
+    for (key, expected) in
+        [("/hash", "hashes are not those"), ("/inputs/0/hash", "stream: the manifest has no hash of it")]
+    {
+        let output = tampered(&["--hash", "sha256"], edited(key, Value::Null)).expect_code(1);
+        assert!(output.text().contains(expected), "{output:?}");
+    }
+}
+
+#[test]
+fn a_manifest_of_a_terabyte_is_no_manifest() {
+    let output = tampered(&[], |place| {
+        fs::File::create(place.join("out/manifest.json")).unwrap().set_len(1 << 40).unwrap();
+    });
+    let output = output.expect_code(1);
+    assert!(output.stderr.contains("manifest.json: is no manifest"), "{output:?}");
+}
+
+#[test]
 fn without_the_stream_hashes_are_checked_and_the_rest_is_said() {
     let gone = |place: &Workplace| fs::rename(place.join("stream"), place.join("moved")).unwrap();
     let output = tampered(&["--hash", "sha256"], gone).expect_code(3);

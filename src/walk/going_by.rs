@@ -25,15 +25,13 @@ use crate::wrapper::compression::BEHIND_DATA;
 /// 255 bytes, and QEMU knows some 40.
 const CONFIGURATION_LEN: usize = 64 << 10;
 
-/// Bytes of a PART's or END's header: type and section id.
+/// Bytes of a PART's or END's header: type and section id. As many as a command
+/// has before its data: type, command, length.
 const PART_LEN: usize = 5;
 
 /// Bytes of the longest header, of START and FULL: type, section id, counted
 /// name, instance, version.
 const HEADER_LEN: usize = 1 + 4 + 256 + 4 + 4;
-
-/// Bytes of the longest command: type, command, length, data.
-const COMMAND_LEN: usize = 1 + 2 + 2 + 65535;
 
 /// Bytes of a footer.
 const FOOTER_LEN: usize = 5;
@@ -113,6 +111,25 @@ impl<'a> GoingBy<'a, '_> {
 /// Twice what is seen, but no more than `bound`.
 fn doubled(seen: Cursor<'_>, bound: u64) -> usize {
     index(bound).unwrap_or(usize::MAX).min(seen.rest().len().saturating_mul(2))
+}
+
+/// Bytes of the longest header that the record at `at` can have; of a command
+/// all of its bytes. No more is kept: a stream may have millions.
+fn head_len(at: Cursor<'_>) -> usize {
+    let mut ahead = at;
+    match (at.peek(), ahead.array::<3>(), ahead.be16()) {
+        (Some(record::QEMU_VM_SECTION_START | record::QEMU_VM_SECTION_FULL), ..) => HEADER_LEN,
+        (Some(record::QEMU_VM_COMMAND), Ok(_), Ok(len)) => PART_LEN + usize::from(len),
+        _ => PART_LEN,
+    }
+}
+
+/// Bytes of the footer and the next record, or of that alone, by which a body
+/// is known to end at `end`.
+fn end_mark_len(end: Cursor<'_>) -> usize {
+    let mut behind = end;
+    let behind_footer = behind.array::<FOOTER_LEN>().map_or(0, |_| head_len(behind));
+    head_len(end).max(FOOTER_LEN + behind_footer)
 }
 
 /// Whether a reader failed on what is no part of the data.
@@ -200,14 +217,17 @@ impl<'a, 'p> Walk<'a, 'p> {
         Ok(())
     }
 
-    /// Has the header of the next record under the cursor.
+    /// Has the header of the next record under the cursor, and of a command all.
     pub(super) fn keep_head(&mut self) -> Result<()> {
-        self.keep(PART_LEN)?;
-        match self.cursor.peek() {
-            Some(record::QEMU_VM_SECTION_START | record::QEMU_VM_SECTION_FULL) => self.keep(HEADER_LEN),
-            Some(record::QEMU_VM_COMMAND) => self.keep(COMMAND_LEN),
-            _ => Ok(()),
+        let Some(going_by) = &mut self.going_by else { return Ok(()) };
+        let mut seen = self.cursor;
+        if seen.rest().len() < PART_LEN {
+            let at = seen.offset();
+            going_by.reach(&mut self.ram, at, PART_LEN)?;
+            seen = Cursor::new(going_by.feed.from(at), at);
         }
+        let len = head_len(seen);
+        self.keep(len)
     }
 
     /// Has the footer under the cursor, if there is one.
@@ -323,7 +343,7 @@ impl<'a, 'p> Walk<'a, 'p> {
             // Near the end of what is seen, what stands behind is not.
             match end.filter(|end| end.rest().len() > HEADER_LEN) {
                 // What follows tells that it is the end.
-                Some(end) => break seen.rest().len() - end.rest().len() + FOOTER_LEN + COMMAND_LEN,
+                Some(end) => break seen.rest().len() - end.rest().len() + end_mark_len(end),
                 None if seen.rest().len() < len => break len,
                 None if seen.remaining() >= limit::UNPROVEN_LEN => {
                     let lead = Lead { handler: handler.clone(), body: at, nth: 0, eof: None };

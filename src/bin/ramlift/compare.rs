@@ -14,6 +14,7 @@ use std::sync::{Mutex, PoisonError};
 
 use ramlift::{BlockId, BlockOffset, Error, ImageSink, Result};
 use rustix::fs::{CWD, Mode, OFlags, openat};
+use serde_json::Value;
 
 use crate::hash::next_data;
 
@@ -257,5 +258,27 @@ impl Write for Reread {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Where two values differ first, but for what `is_other` may be.
+pub(crate) fn first_difference<'v>(
+    at: &str,
+    expected: &'v Value,
+    met: &'v Value,
+    is_other: &dyn Fn(&str) -> bool,
+) -> Option<(String, &'v Value, &'v Value)> {
+    let inside = |key: &str, expected, met| first_difference(&format!("{at}/{key}"), expected, met, is_other);
+    match (expected, met) {
+        _ if expected == met || is_other(at) => None,
+        (Value::Object(one), Value::Object(other)) if one.keys().eq(other.keys()) => {
+            one.iter().zip(other.values()).find_map(|((key, one), other)| inside(key, one, other))
+        }
+        (Value::Array(one), Value::Array(other)) if one.len() == other.len() => one
+            .iter()
+            .zip(other)
+            .enumerate()
+            .find_map(|(nth, (one, other))| inside(&nth.to_string(), one, other)),
+        _ => Some((at.to_owned(), expected, met)),
     }
 }

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, BufReader, Write};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
@@ -23,7 +23,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::args::{Cli, Command, ExtractArgs, Format, VerifyArgs};
-use crate::compare::{Expected, Images, OutputDir, Reread, expect_file};
+use crate::compare::{Expected, Images, OutputDir, Reread, expect_file, first_difference};
 use crate::evidence::{InputEntry, Role};
 use crate::exit::{Exit, Failure};
 use crate::extract::{self, DESC, DOMAIN, STATE, open_shared, pool, supply_shared};
@@ -53,6 +53,8 @@ struct Report {
     /// A fault can be met by several checks: it is told once.
     differences: IndexSet<String>,
     unchecked: Vec<String>,
+    /// The files that the stream makes.
+    made: BTreeSet<String>,
 }
 
 impl Report {
@@ -103,10 +105,9 @@ fn place(output: &Path) -> Result<(PathBuf, String), Failure> {
 
 fn read_manifest(output: &OutputDir, name: &str) -> Result<Recorded, Failure> {
     let path = output.path.join(name);
-    let mut text = Vec::new();
-    let mut file = output.file(name).map_err(Failure::file(&path))?;
-    file.read_to_end(&mut text).map_err(Failure::file(&path))?;
-    serde_json::from_slice(&text).map_err(|error| {
+    let file = output.file(name).map_err(Failure::file(&path))?;
+    // Not all of it first: a file that is no manifest can be of any length.
+    serde_json::from_reader(BufReader::new(file)).map_err(|error| {
         let text = format!("{}: is no manifest that can be checked: {error}", path.display());
         Failure::Other(text)
     })
@@ -200,6 +201,9 @@ impl Check<'_> {
                 return Ok(());
             }
         };
+        for entry in self.manifest.files.iter().filter(|entry| !report.made.contains(&entry.path)) {
+            report.differences.insert(format!("{}: is nothing that the stream makes", entry.path));
+        }
         if self.manifest.ramlift != env!("CARGO_PKG_VERSION") {
             let text = format!("{}: is of version {} of ramlift", self.name, self.manifest.ramlift);
             report.cannot_check(text);
@@ -248,8 +252,19 @@ impl Check<'_> {
         let shared = extraction.shared_files.iter().map(|file| (Role::SharedFile, &file.path));
         let paths: Vec<_> = std::iter::once(stream).chain(channels).chain(shared).collect();
         let recorded = &self.manifest.inputs;
-        if !paths.iter().map(|(role, _)| *role).eq(recorded.iter().map(|entry| entry.role)) {
+        let placed = |entry: &InputEntry| Path::new(&self.manifest.run.directory).join(&entry.path);
+        // Where the stream is now can have been said.
+        let is_given =
+            |path: &Path, entry: &InputEntry| self.is_elsewhere(entry.role) || placed(entry) == path;
+        if !paths.iter().map(|(role, _)| *role).eq(recorded.iter().map(|entry| entry.role))
+            || !paths.iter().zip(recorded).all(|((_, path), entry)| is_given(path, entry))
+        {
             report.differs(format!("{}: its inputs are not those of its arguments", self.name));
+            // None is opened that was not looked at.
+            return false;
+        }
+        if self.manifest.hash != extraction.hash {
+            report.differs(format!("{}: its hashes are not those of its arguments", self.name));
         }
         let mut are_there = true;
         for ((_, path), entry) in paths.iter().zip(recorded) {
@@ -277,15 +292,28 @@ impl Check<'_> {
         let mut file = fs::File::open(path)?;
         let size = io::Seek::seek(&mut file, io::SeekFrom::End(0))?;
         let shown = path.display();
-        if let Some(recorded) = entry.size.filter(|recorded| *recorded != size) {
-            return Ok(Some(format!("{shown}: {size} bytes, and what was read had {recorded}")));
+        match entry.size {
+            Some(recorded) if recorded != size => {
+                return Ok(Some(format!("{shown}: {size} bytes, and what was read had {recorded}")));
+            }
+            // Of what came by a pipe none is known, if it was not hashed.
+            None if !self.is_elsewhere(entry.role) || self.manifest.hash.is_some() => {
+                return Ok(Some(format!("{shown}: the manifest does not say how long it was")));
+            }
+            _ => {}
         }
-        let Some((algorithm, recorded)) = self.manifest.hash.zip(entry.hash.as_ref()) else {
-            return Ok(None);
+        let Some(algorithm) = self.manifest.hash else { return Ok(None) };
+        let Some(recorded) = &entry.hash else {
+            return Ok(Some(format!("{shown}: the manifest has no hash of it")));
         };
         let hash = hash::of_file(&file, size, algorithm, rayon::current_num_threads())?;
         let fault = || format!("{shown}: hash {hash}, and what was read had {recorded}");
         Ok((hash != *recorded).then(fault))
+    }
+
+    /// Whether an input may be in another place than it was.
+    fn is_elsewhere(&self, role: Role) -> bool {
+        role == Role::Stream && self.args.stream.is_some()
     }
 
     /// Whether the manifest tells of the stream what it is.
@@ -293,7 +321,12 @@ impl Check<'_> {
         let Ok(Value::Object(expected)) = serde_json::to_value(content) else { return };
         for (key, expected) in &expected {
             let met = self.manifest.content.get(key).unwrap_or(&Value::Null);
-            let is_elsewhere = |at: &str| matches!(at, "/source/path" | "/source/size");
+            let is_elsewhere = |at: &str| match at {
+                // That is checked as an input's.
+                "/source/path" => self.has_path_of_stream(),
+                "/source/size" => self.is_elsewhere(Role::Stream),
+                _ => false,
+            };
             if let Some((at, expected, met)) =
                 first_difference(&format!("/{key}"), expected, met, &is_elsewhere)
             {
@@ -303,6 +336,13 @@ impl Check<'_> {
         for key in self.manifest.content.keys().filter(|key| !expected.contains_key(*key)) {
             report.differs(format!("{}: /{key} is of no extraction", self.name));
         }
+    }
+
+    /// Whether what is told of the stream names the first input.
+    fn has_path_of_stream(&self) -> bool {
+        let met = self.manifest.content.get("source").and_then(|source| source.get("path"));
+        let input = self.manifest.inputs.first().map(|input| input.path.as_str());
+        met.and_then(Value::as_str) == input
     }
 }
 
@@ -332,28 +372,6 @@ fn files_below(directory: &Path) -> Result<Vec<String>, Failure> {
     }
     files.sort();
     Ok(files)
-}
-
-/// Where two values differ first, but for what `is_other` may be.
-fn first_difference<'v>(
-    at: &str,
-    expected: &'v Value,
-    met: &'v Value,
-    is_other: &dyn Fn(&str) -> bool,
-) -> Option<(String, &'v Value, &'v Value)> {
-    let inside = |key: &str, expected, met| first_difference(&format!("{at}/{key}"), expected, met, is_other);
-    match (expected, met) {
-        _ if expected == met || is_other(at) => None,
-        (Value::Object(one), Value::Object(other)) if one.keys().eq(other.keys()) => {
-            one.iter().zip(other.values()).find_map(|((key, one), other)| inside(key, one, other))
-        }
-        (Value::Array(one), Value::Array(other)) if one.len() == other.len() => one
-            .iter()
-            .zip(other)
-            .enumerate()
-            .find_map(|(nth, (one, other))| inside(&nth.to_string(), one, other)),
-        _ => Some((at.to_owned(), expected, met)),
-    }
 }
 
 /// Says what came of it.
@@ -448,6 +466,7 @@ impl Again<'_> {
             let (Some(name), Some(block), Some(slot)) = (name, ram.block(*id), expected.get_mut(id.0)) else {
                 continue;
             };
+            report.made.insert(name.clone());
             match self.output.file(name) {
                 Ok(_) => *slot = Some(Expected::new(self.output, name, block.used_length)),
                 Err(error) => report.differs(missing(name, &error)),
@@ -472,6 +491,7 @@ impl Again<'_> {
         report: &mut Report,
         make: impl FnOnce(&Expected<'_>) -> io::Result<()>,
     ) -> Result<(), Failure> {
+        report.made.insert(name.to_owned());
         let expected = Expected::new(self.output, name, len);
         match self.output.file(name).and_then(|_| make(&expected)) {
             Ok(()) => finish(expected).into_iter().for_each(|fault| report.differs(fault)),
@@ -487,6 +507,7 @@ impl Again<'_> {
         report: &mut Report,
         write: impl FnOnce(&mut Reread) -> io::Result<()>,
     ) -> Result<(), Failure> {
+        report.made.insert(name.to_owned());
         let path = self.output.path.join(name);
         let mut reread = match self.output.file(name) {
             Ok(file) => Reread::new(file),
@@ -515,6 +536,7 @@ impl Again<'_> {
         let Some(name) = self.file else {
             return Err(Failure::Other("a directory is what --format blocks makes".to_owned()));
         };
+        report.made.insert(name.to_owned());
         let fault = |error| missing(name, &error);
         if let Err(error) = self.output.file(name) {
             report.differs(fault(error));

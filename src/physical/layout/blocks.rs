@@ -1,5 +1,7 @@
 //! Which RAM blocks are what: the board's RAM, memory plugged in, or no RAM.
 
+use std::collections::HashMap;
+
 use super::Assumption;
 use super::draft::{Draft, without};
 use super::virtio_mem;
@@ -113,12 +115,14 @@ pub(super) fn place_plugged(stream: &Stream<'_>, ram: &Ram<'_>, draft: &mut Draf
     }
     let mut left: Vec<(BlockId, u64)> =
         backends(ram).into_iter().filter(|(id, _)| !draft.is_main(*id)).collect();
+    // There can be as many DIMMs as blocks, and 65,536 of these.
+    let mut lens: HashMap<BlockId, u64> = left.iter().copied().collect();
     for (name, address) in super::domain::dimms(draft.hints().domain_xml.as_deref()) {
-        if let Some(at) = left.iter().position(|(id, _)| ram.find(name.as_bytes()) == Some(*id)) {
-            let (block, len) = left.remove(at);
+        if let Some((block, len)) = ram.find(name.as_bytes()).and_then(|block| lens.remove_entry(&block)) {
             draft.place(block, 0..len, address, "DIMM: the domain XML says where".into());
         }
     }
+    left.retain(|(block, _)| lens.contains_key(block));
     place_dimms(ram, draft, &left);
 }
 

@@ -1,6 +1,7 @@
 //! A layout in the making: what is placed first stays.
 
 use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use super::{Assumption, Layout, LayoutHints, MapHint, Region, Unplaced};
@@ -13,6 +14,8 @@ pub(super) struct Draft<'r> {
     hints: &'r LayoutHints,
     /// The blocks that are RAM of the board, in a row.
     main: Vec<BlockId>,
+    /// The same, to be looked up: there can be 65,536.
+    is_main: HashSet<BlockId>,
     /// Placed, ascending, without overlaps.
     regions: Vec<Region>,
     /// Bytes of blocks that have a reason for having no place.
@@ -28,6 +31,7 @@ impl<'r> Draft<'r> {
             ram,
             hints,
             main: Vec::new(),
+            is_main: HashSet::new(),
             regions: Vec::new(),
             left: Vec::new(),
             assumptions: Vec::new(),
@@ -47,6 +51,7 @@ impl<'r> Draft<'r> {
 
     /// Says which blocks are the board's RAM, in which order.
     pub(super) fn set_main(&mut self, main: Vec<BlockId>) {
+        self.is_main = main.iter().copied().collect();
         self.main = main;
     }
 
@@ -68,7 +73,7 @@ impl<'r> Draft<'r> {
 
     /// Whether a block is the board's RAM.
     pub(super) fn is_main(&self, block: BlockId) -> bool {
-        self.main.contains(&block)
+        self.is_main.contains(&block)
     }
 
     /// Whether a block has a place that was given by hand.
@@ -141,7 +146,11 @@ impl<'r> Draft<'r> {
             let at = |offset: u64| address.0.saturating_add(offset.saturating_sub(part.start));
             at(taken.start)..at(taken.end)
         });
-        let taken = self.regions.iter().map(|region| region.range.start.0..region.range.end.0);
+        // Regions do not overlap: those in the way are neighbours. There can be
+        // one for each of 65,536 blocks, which are placed one by one.
+        let first = self.regions.partition_point(|region| region.range.end.0 <= address.0);
+        let in_the_way = self.regions.iter().skip(first).take_while(|region| region.range.start.0 < end);
+        let taken = in_the_way.map(|region| region.range.start.0..region.range.end.0);
         let holes: Vec<Range<u64>> = moved.chain(taken).collect();
         for free in without(address.0..end, holes) {
             let offset = BlockOffset(part.start + (free.start - address.0));
@@ -194,17 +203,22 @@ impl<'r> Draft<'r> {
     /// The layout. What is not placed by now has no place.
     pub(super) fn finish(self, reason_of: impl Fn(BlockId) -> Option<&'static str>) -> Layout {
         let mut unplaced = Vec::new();
+        let mut known: HashMap<BlockId, Vec<Range<u64>>> = HashMap::new();
+        for region in &self.regions {
+            let placed = region.offset.0..region.offset.0.saturating_add(region.bytes());
+            known.entry(region.block).or_default().push(placed);
+        }
+        let mut left: HashMap<BlockId, Vec<(Range<u64>, &'static str)>> = HashMap::new();
+        for (block, range, reason) in self.left {
+            known.entry(block).or_default().push(range.clone());
+            left.entry(block).or_default().push((range, reason));
+        }
         for (id, block, _) in self.ram.blocks() {
-            let regions = self.regions.iter().filter(|region| region.block == id);
-            let placed =
-                regions.map(|region| region.offset.0..region.offset.0.saturating_add(region.bytes()));
-            let left: Vec<_> = self.left.iter().filter(|(block, ..)| *block == id).collect();
-            let known = left.iter().map(|(_, range, _)| range.clone());
-            for (_, range, reason) in &left {
+            for (range, reason) in left.remove(&id).unwrap_or_default() {
                 let range = BlockOffset(range.start)..BlockOffset(range.end);
-                unplaced.push(Unplaced { block: id, range, reason: (*reason).into(), is_ram: false });
+                unplaced.push(Unplaced { block: id, range, reason: reason.into(), is_ram: false });
             }
-            for range in without(0..block.used_length, placed.chain(known).collect()) {
+            for range in without(0..block.used_length, known.remove(&id).unwrap_or_default()) {
                 let reason = reason_of(id);
                 unplaced.push(Unplaced {
                     block: id,
