@@ -200,3 +200,14 @@ fn the_scripts_double_leaves_a_manifest_that_is_none_of_ours() {
     place.ramlift(&["analyze-migration", "-x", "-f", "stream"]).expect_code(0);
     assert!(!place.join("manifest.json").exists());
 }
+
+#[test]
+fn an_umask_takes_nothing_from_the_owner() {
+    let place = Workplace::with(&small_stream().finish());
+    let script = "umask 0777; exec \"$0\" extract -q stream -o out";
+    let status =
+        Command::new("sh").args(["-c", script]).arg(binary()).current_dir(place.path()).status().unwrap();
+    assert!(status.success());
+    let mode = |name: &str| place.join(name).metadata().unwrap().mode() & 0o7777;
+    assert_eq!((mode("out"), mode("out/main.ram"), mode("out/0000:00:02.0")), (0o700, 0o600, 0o700));
+}

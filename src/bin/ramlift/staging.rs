@@ -15,7 +15,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::process::umask;
 use tempfile::TempDir;
 
 use crate::exit::Failure;
@@ -32,6 +33,13 @@ pub(crate) const DIRECTORY_MODE: u32 = 0o700;
 
 /// The staging directory that a signal has to remove.
 static STAGED: Mutex<Option<PathBuf>> = Mutex::new(None);
+
+/// Lets the umask take nothing from the owner: a directory that its owner cannot
+/// go into can neither be filled nor removed.
+pub(crate) fn let_owner_in() {
+    let owner = Mode::RWXU;
+    umask(umask(owner).difference(owner));
+}
 
 /// What a signal has to remove. While this is held, none removes anything.
 pub(crate) fn staged() -> MutexGuard<'static, Option<PathBuf>> {
