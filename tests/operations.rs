@@ -211,3 +211,24 @@ fn an_umask_takes_nothing_from_the_owner() {
     let mode = |name: &str| place.join(name).metadata().unwrap().mode() & 0o7777;
     assert_eq!((mode("out"), mode("out/main.ram"), mode("out/0000:00:02.0")), (0o700, 0o600, 0o700));
 }
+
+#[test]
+fn nobody_who_reads_the_report_changes_what_the_exit_code_tells() {
+    let place = Workplace::with(&shared_stream().0);
+    let to_file = ["--format", "raw", "--map", "main.ram@0", "-o", "file"];
+    for (args, output) in [(&["-o", "out"][..], "out"), (&to_file, "file")] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(binary());
+        command.args(["extract", "stream", "--force"]).args(args).current_dir(place.path());
+        assert_eq!(command.stdout(writer).status().unwrap().code(), Some(3), "{args:?}");
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let ended = command.stdout(full).output().unwrap();
+        assert_eq!(ended.status.code(), Some(1), "{args:?}");
+        let stderr = String::from_utf8(ended.stderr).unwrap();
+        assert!(
+            stderr.contains(&format!("; {output} is in its place")) && !stderr.contains("-o"),
+            "{stderr}"
+        );
+    }
+}

@@ -165,7 +165,8 @@ fn finish(
     staging.write(MANIFEST, |out| out.write_all(&text.bytes))?;
     staging.commit()?;
     let passes = stream.ram().map_or(0, Ram::pass_count);
-    report(args, target, &content, passes, text.seal(&target.join(MANIFEST)))?;
+    let told = report(args, target, &content, passes, text.seal(&target.join(MANIFEST)));
+    Failure::of_report(told, target)?;
     Ok(Exit::of(is_partial))
 }
 
