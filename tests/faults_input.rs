@@ -163,11 +163,12 @@ fn long_ago() -> FileTimes {
 
 #[test]
 fn input_is_not_changed_nor_its_times() {
-    let commands: [&[&str]; 8] = [
+    let commands: [&[&str]; 9] = [
         &["info", "stream"],
         &["state", "stream"],
         &["desc", "stream"],
-        &["extract", "stream", "-o", "mapped"],
+        &["extract", "stream", "-o", "mapped", "--hash", "sha256"],
+        &["verify", "mapped"],
         &["extract", "stream", "-o", "once", "--read-once"],
         &["extract", "stream", "-o", "raw", "--format", "raw", "--map", "main.ram@0"],
         &["analyze-migration", "-f", "stream"],

@@ -77,7 +77,7 @@ fn write_text(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
 /// does, but never outside of it.
 fn extract(path: &Path, stream: &Stream<'_>) -> Result<Exit, Failure> {
     let desc = DescText::of(path, desc::text(path, stream)?)?;
-    let mut staging = Staging::new(Path::new("."), true, path)?;
+    let mut staging = Staging::new(Path::new("."), true)?;
     let mut names = vec!["desc.json".to_owned()];
     staging.write("desc.json", |out| write_text(out, &desc))?;
     if let Some(ram) = stream.ram() {

@@ -88,7 +88,19 @@ impl Failure {
     pub(crate) fn stdout(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::BrokenPipe => Self::ClosedPipe,
-            _ => Self::system(format!("standard output: {error}"), &error),
+            // What can be tried with files is of no use here.
+            _ => Self::Other(format!("standard output: {error}")),
+        }
+    }
+
+    /// What came of telling of `output`, which is in its place. Whoever closed the
+    /// pipe has had enough: what there is to tell, the exit code tells.
+    pub(crate) fn of_report(told: Result<(), Self>, output: &Path) -> Result<(), Self> {
+        match told {
+            Err(Self::ClosedPipe) => Ok(()),
+            told => told.map_err(|failure| {
+                failure.map_text(|text| format!("{text}; {} is in its place", output.display()))
+            }),
         }
     }
 

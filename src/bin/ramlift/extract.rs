@@ -90,7 +90,7 @@ fn extract_mapped(job: Job<'_>, input: &Input, origin: &Origin) -> Result<Exit, 
         stream.check_whole().map_err(Failure::input(path))?;
         supply_shared(path, &mut stream, &shared)?;
         let blocks = stream.ram().map(|ram| choose_blocks(path, ram, &args.blocks)).transpose()?;
-        let mut staging = Staging::new(target, args.force, path)?;
+        let mut staging = Staging::new(target, args.force)?;
         prepare(args, &mut staging);
         if let Some((ram, blocks)) = stream.ram().zip(blocks.as_ref()) {
             let parts = room::whole(blocks);
@@ -111,7 +111,7 @@ fn extract_incoming(job: Job<'_>, incoming: Incoming, origin: &Origin) -> Result
     let path = &args.source.stream;
     let bar = progress::is_visible(args.quiet);
     let shared = args.shared_files.iter().map(open_shared).collect::<Result<Vec<_>, _>>()?;
-    let mut staging = Staging::new(target, args.force, path)?;
+    let mut staging = Staging::new(target, args.force)?;
     prepare(args, &mut staging);
     let kept = Kept::new();
     let mut taker = Taker::new(&mut staging, path, &args.blocks, args.max_output);
@@ -128,7 +128,11 @@ fn extract_incoming(job: Job<'_>, incoming: Incoming, origin: &Origin) -> Result
 
 /// Makes ready to write.
 fn prepare(args: &ExtractArgs, staging: &mut Staging) {
-    name_earlier_files(staging);
+    for manifest in staging.earlier_manifests() {
+        if let Ok(manifest) = serde_json::from_slice(&manifest) {
+            staging.replaces_files_of(&manifest);
+        }
+    }
     staging.allow(args.max_output);
     if args.sync {
         staging.sync();
@@ -161,7 +165,8 @@ fn finish(
     staging.write(MANIFEST, |out| out.write_all(&text.bytes))?;
     staging.commit()?;
     let passes = stream.ram().map_or(0, Ram::pass_count);
-    report(args, target, &content, passes, text.seal(&target.join(MANIFEST)))?;
+    let told = report(args, target, &content, passes, text.seal(&target.join(MANIFEST)));
+    Failure::of_report(told, target)?;
     Ok(Exit::of(is_partial))
 }
 
@@ -224,21 +229,6 @@ pub(crate) fn supply_shared<'a>(
         }
     }
     Ok(())
-}
-
-/// Names the files of an extraction that was there before, by its manifest:
-/// two streams' files must not be mixed.
-fn name_earlier_files(staging: &mut Staging) {
-    for manifest in staging.earlier_manifests() {
-        let Ok(manifest) = serde_json::from_slice::<serde_json::Value>(&manifest) else { continue };
-        let listed = |key| manifest.get(key).and_then(serde_json::Value::as_array).into_iter().flatten();
-        let images = listed("blocks").chain(listed("block_devices"));
-        for file in images.filter_map(|block| block.get("file")?.as_str()) {
-            staging.replaces(file);
-        }
-        staging.replaces(DESC);
-        staging.replaces(DOMAIN);
-    }
 }
 
 /// Writes the description and the decoded devices. Gives the failures of those

@@ -1,9 +1,9 @@
 //! The files that are read: opened so that nothing of them changes, and looked
 //! at again at the end, whether somebody else changed them.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -33,6 +33,8 @@ enum Kind {
     Device,
     /// A file of ours, which nobody else can change.
     Temporary,
+    /// All that was wanted of it is read.
+    Done,
 }
 
 static OPENED: Mutex<Vec<Opened>> = Mutex::new(Vec::new());
@@ -79,8 +81,14 @@ pub(crate) fn check() -> Result<(), Failure> {
 /// nobody's concern.
 pub(crate) fn close() -> Result<(), Failure> {
     check()?;
-    opened().clear();
+    opened().iter_mut().for_each(|opened| opened.kind = Kind::Done);
     Ok(())
+}
+
+/// Whether `file` is one of them, by whatever name: then nothing replaces it.
+pub(crate) fn is_one(file: &Metadata) -> bool {
+    let is_same = |input: Metadata| (input.dev(), input.ino()) == (file.dev(), file.ino());
+    opened().iter().any(|opened| opened.file.metadata().is_ok_and(is_same))
 }
 
 /// Why a mapped page cannot be read.
@@ -117,7 +125,7 @@ impl Opened {
     fn state(&self) -> Option<FileState> {
         match self.kind {
             Kind::Regular(state) => Some(state),
-            Kind::Device | Kind::Temporary => None,
+            Kind::Device | Kind::Temporary | Kind::Done => None,
         }
     }
 

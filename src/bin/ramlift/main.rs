@@ -52,6 +52,7 @@ fn main() -> std::process::ExitCode {
             return if is_answer { Exit::Complete } else { Exit::Usage }.into();
         }
     };
+    staging::let_owner_in();
     signals::watch();
     let outcome = match &mut cli.command {
         Command::Info(args) => info::run(args),

@@ -7,6 +7,7 @@
 //! from the first to the last of them, and the staging directory stays if not
 //! all could be moved.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, BufWriter, Write};
 use std::os::fd::OwnedFd;
@@ -18,10 +19,12 @@ use rustix::fs::{
     AtFlags, CWD, Mode, OFlags, RenameFlags, mkdirat, openat, renameat, renameat_with, unlinkat,
 };
 use rustix::io::Errno;
+use serde_json::Value;
 
 use crate::exit::Failure;
+use crate::extract::{DESC, DOMAIN};
 use crate::manifest::{MANIFEST, SIDECAR};
-use crate::staging::{DIRECTORY_MODE, StagingDir, remove_leftovers, staged};
+use crate::staging::{DIRECTORY_MODE, StagingDir, remove_leftovers, staged, take_turn};
 use crate::{durable, inputs, room};
 
 /// The name of an earlier output's manifest in the staging directory: one that
@@ -33,8 +36,6 @@ pub(crate) struct Staging {
     target: PathBuf,
     is_new: bool,
     may_replace: bool,
-    /// The stream that is read: never to be replaced.
-    input: PathBuf,
     temporary: StagingDir,
     is_to_be_synced: bool,
     /// What may still be written, and what all of it may be.
@@ -47,12 +48,12 @@ pub(crate) struct Staging {
 }
 
 impl Staging {
-    /// Prepares to write what comes out of `input` into `target`.
+    /// Prepares to write into `target`.
     ///
     /// A directory that does not exist appears whole at the end. In one that
     /// does, files appear at the end, each whole; if there is anything in it,
     /// only with `may_replace`.
-    pub(crate) fn new(target: &Path, may_replace: bool, input: &Path) -> Result<Self, Failure> {
+    pub(crate) fn new(target: &Path, may_replace: bool) -> Result<Self, Failure> {
         // Without the `.` components, which have no parent.
         let target: PathBuf = target.components().collect();
         let mut manifests = Vec::new();
@@ -88,12 +89,10 @@ impl Staging {
         let temporary = StagingDir::make(place)?;
         let is_to_be_synced = durable::is_needed(place);
         let (files, stale) = (Vec::new(), Vec::new());
-        let input = input.to_owned();
         Ok(Self {
             target,
             is_new,
             may_replace,
-            input,
             temporary,
             is_to_be_synced,
             allowed: None,
@@ -193,8 +192,20 @@ impl Staging {
         self.manifests.clone()
     }
 
+    /// Names the files of an extraction that was there before, by its manifest:
+    /// two streams' files must not be mixed.
+    pub(crate) fn replaces_files_of(&mut self, manifest: &Value) {
+        let listed = |key| manifest.get(key).and_then(Value::as_array).into_iter().flatten();
+        let images = listed("blocks").chain(listed("block_devices"));
+        for file in images.filter_map(|block| block.get("file")?.as_str()) {
+            self.replaces(file);
+        }
+        self.replaces(DESC);
+        self.replaces(DOMAIN);
+    }
+
     /// Names a file of an earlier output: it goes unless this one has it too.
-    pub(crate) fn replaces(&mut self, relative: &str) {
+    fn replaces(&mut self, relative: &str) {
         let relative = Path::new(relative);
         if relative.components().all(|component| matches!(component, Component::Normal(_))) {
             self.stale.push(relative.to_owned());
@@ -208,13 +219,14 @@ impl Staging {
             durable::sync(self.temporary.path(), &self.files)
                 .map_err(|failure| failure.map_text(|text| self.shown(text)))?;
         }
+        let _turn = if self.is_new { None } else { take_turn(&self.target)? };
         let mut staged = staged();
         let moved = if self.is_new { self.commit_directory() } else { self.commit_files() };
         *staged = None;
         moved
     }
 
-    fn commit_files(self) -> Result<(), Failure> {
+    fn commit_files(mut self) -> Result<(), Failure> {
         self.check_the_way()?;
         self.set_manifest_aside()?;
         let Err(failure) = self.move_files() else {
@@ -236,19 +248,27 @@ impl Staging {
         for relative in &self.files {
             let target = self.target.join(relative);
             open_directories(&self.target, relative).map_err(Failure::file(&target))?;
-            let in_the_way = match target.symlink_metadata() {
-                Ok(metadata) if metadata.is_dir() => "a directory",
-                Ok(metadata) if self.is_input(&metadata) => "the stream that is being read",
-                _ => continue,
-            };
-            return Err(Failure::Other(format!("{}: in the way is {in_the_way}", target.display())));
+            let Ok(metadata) = target.symlink_metadata() else { continue };
+            if let Some(what) = in_the_way(&metadata, self.may_replace) {
+                return Err(Failure::Other(format!("{}: in the way is {what}", target.display())));
+            }
         }
         Ok(())
     }
 
-    /// Without its manifest a directory is no complete output.
-    fn set_manifest_aside(&self) -> Result<(), Failure> {
+    /// Without its manifest a directory is no complete output. Files that it has
+    /// are of an earlier one, if by a run that has ended since this one began.
+    fn set_manifest_aside(&mut self) -> Result<(), Failure> {
         let manifest = self.target.join(MANIFEST);
+        let met = fs::read(&manifest).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+        let met = met.filter(|manifest| manifest.get("ramlift").is_some_and(Value::is_string));
+        let has_own = self.files.iter().any(|file| file == Path::new(MANIFEST));
+        match met {
+            Some(met) if has_own => self.replaces_files_of(&met),
+            // Somebody else's file of that name, and none of ours to replace it.
+            None if !has_own => return Ok(()),
+            _ => {}
+        }
         match fs::rename(&manifest, self.temporary.path().join(EARLIER)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Failure::file(&manifest)(error)),
             _ => Ok(()),
@@ -265,10 +285,21 @@ impl Staging {
             let name = relative.file_name().unwrap_or_default();
             let from = self.temporary.path().join(relative);
             let moved = open_directories(&self.target, relative)
-                .and_then(|directory| Ok(renameat(CWD, &from, &directory, name)?));
+                .and_then(|directory| Ok(self.move_one(&from, &directory, name)?));
             moved.map_err(Failure::file(&target))?;
         }
         Ok(())
+    }
+
+    fn move_one(&self, from: &Path, directory: &OwnedFd, name: &OsStr) -> rustix::io::Result<()> {
+        if !self.may_replace {
+            match renameat_with(CWD, from, directory, name, RenameFlags::NOREPLACE) {
+                // The file system cannot promise it.
+                Err(Errno::INVAL | Errno::NOSYS) => {}
+                moved => return moved,
+            }
+        }
+        renameat(CWD, from, directory, name)
     }
 
     /// Removes a file of an earlier output, through no symlink, and the
@@ -276,7 +307,7 @@ impl Staging {
     fn remove(&self, relative: &Path) -> Result<(), Failure> {
         let target = self.target.join(relative);
         let name = relative.file_name().unwrap_or_default();
-        let is_ours = |file: fs::Metadata| file.is_file() && !self.is_input(&file);
+        let is_ours = |file: fs::Metadata| file.is_file() && !inputs::is_one(&file);
         if let Ok(directory) = open_directories(&self.target, relative)
             && target.symlink_metadata().is_ok_and(is_ours)
         {
@@ -288,11 +319,6 @@ impl Staging {
             let _ = fs::remove_dir(self.target.join(directory));
         }
         Ok(())
-    }
-
-    /// Whether a file is the input, by whatever name.
-    fn is_input(&self, file: &fs::Metadata) -> bool {
-        is_same_file(&self.input, file)
     }
 
     fn commit_directory(self) -> Result<(), Failure> {
@@ -357,8 +383,12 @@ impl StagedFile {
         let mut name = name.to_owned();
         name.push(SIDECAR);
         let manifest = target.with_file_name(name);
-        refuse_in_the_way(target, may_replace, input)?;
-        refuse_in_the_way(&manifest, may_replace, input)?;
+        for file in [target, &manifest] {
+            refuse_in_the_way(file, may_replace)?;
+            if file.symlink_metadata().is_ok_and(|file| is_same_file(input, &file)) {
+                return Err(Failure::Other(format!("{}: in the way is {BEING_READ}", file.display())));
+            }
+        }
         let place = parent(target);
         remove_leftovers(&place, |_| ());
         let temporary = StagingDir::make(&place)?;
@@ -407,12 +437,17 @@ impl StagedFile {
     /// manifest last, so that what has one is whole.
     pub(crate) fn commit(self) -> Result<(), Failure> {
         inputs::close()?;
+        // Files that were opened since, and by other names, are known now.
+        for target in [&self.target, &self.manifest] {
+            refuse_in_the_way(target, self.may_replace)?;
+        }
         if self.is_to_be_synced {
             let names =
                 [&self.target, &self.manifest].map(|path| path.file_name().unwrap_or_default().into());
             durable::sync(self.temporary.path(), &names)
                 .map_err(|failure| failure.map_text(|text| self.shown(text)))?;
         }
+        let _turn = take_turn(&parent(&self.target))?;
         let mut staged = staged();
         let moved = self.move_both();
         // What is left is removed, whatever came of it.
@@ -452,17 +487,33 @@ impl StagedFile {
 }
 
 /// Fails if something is where a file is to be, but for one that may be replaced.
-fn refuse_in_the_way(target: &Path, may_replace: bool, input: &Path) -> Result<(), Failure> {
+fn refuse_in_the_way(target: &Path, may_replace: bool) -> Result<(), Failure> {
     let refuse = |why: &str| Err(Failure::Other(format!("{}: {why}", target.display())));
     match target.symlink_metadata() {
         Ok(metadata) if metadata.is_dir() => {
             refuse("is a directory; this format is one file: give its name by -o FILE")
         }
         Ok(_) if !may_replace => refuse("exists already; --force replaces it, -o FILE gives another"),
-        Ok(metadata) if is_same_file(input, &metadata) => refuse("is the stream that is being read"),
-        Ok(_) => Ok(()),
+        Ok(metadata) => {
+            in_the_way(&metadata, true).map_or(Ok(()), |what| refuse(&format!("in the way is {what}")))
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(Failure::file(target)(error)),
+    }
+}
+
+const BEING_READ: &str = "a file that is being read";
+
+/// What is never replaced, or not without `may_replace`.
+fn in_the_way(there: &fs::Metadata, may_replace: bool) -> Option<&'static str> {
+    let kind = there.file_type();
+    match () {
+        () if kind.is_dir() => Some("a directory"),
+        () if inputs::is_one(there) => Some(BEING_READ),
+        // A name such as /dev/null leads to something for others, too.
+        () if !kind.is_file() && !kind.is_symlink() => Some("a device, a pipe or a socket"),
+        () if !may_replace => Some("a file that was not there before; --force replaces it"),
+        () => None,
     }
 }
 

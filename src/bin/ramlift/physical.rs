@@ -65,12 +65,16 @@ pub(crate) fn extract(args: &ExtractArgs, format: Format) -> Result<Exit, Failur
         terminal::say(format_args!("warning: {warning}"));
     }
     if !args.quiet {
-        let mut out = terminal::stdout();
-        writeln!(out, "{}", target.display()).map_err(Failure::stdout)?;
-        seal.map_or(Ok(()), |seal| writeln!(out, "{seal}")).map_err(Failure::stdout)?;
-        terminal::finish(out)?;
+        Failure::of_report(report(&target, seal), &target)?;
     }
     Ok(Exit::of(is_partial || origin.is_damaged))
+}
+
+fn report(target: &Path, seal: Option<String>) -> Result<(), Failure> {
+    let mut out = terminal::stdout();
+    writeln!(out, "{}", target.display()).map_err(Failure::stdout)?;
+    seal.map_or(Ok(()), |seal| writeln!(out, "{seal}")).map_err(Failure::stdout)?;
+    terminal::finish(out)
 }
 
 fn extension(format: Format) -> &'static str {

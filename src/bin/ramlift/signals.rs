@@ -68,7 +68,12 @@ struct States {
 
 impl States {
     fn read() -> Self {
-        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        Self::of(fs::read_to_string("/proc/self/status").ok().as_deref())
+    }
+
+    fn of(status: Option<&str>) -> Self {
+        // Without `/proc` nobody can know, and the standard library does set one.
+        let Some(status) = status else { return Self { ignored: 0, caught: bit(SIGBUS) } };
         let mask = |name| {
             let line = status.lines().find_map(|line| line.strip_prefix(name));
             line.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok()).unwrap_or(0)
@@ -87,4 +92,19 @@ impl States {
 
 fn bit(signal: c_int) -> u64 {
     1 << (signal - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_are_read_and_without_proc_the_standard_library_is_known() {
+        let states = States::of(Some("SigIgn:\t0000000000000002\nSigCgt:\t0000000000000440\n"));
+        assert!(states.ignores(SIGINT) && !states.ignores(SIGBUS));
+        assert!(states.catches(SIGBUS) && !states.catches(SIGINT));
+        assert!(!States::of(Some("")).catches(SIGBUS));
+        let unknown = States::of(None);
+        assert!(unknown.catches(SIGBUS) && !unknown.ignores(SIGINT));
+    }
 }

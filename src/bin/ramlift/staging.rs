@@ -12,8 +12,11 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::process::umask;
 use tempfile::TempDir;
 
 use crate::exit::Failure;
@@ -30,6 +33,13 @@ pub(crate) const DIRECTORY_MODE: u32 = 0o700;
 
 /// The staging directory that a signal has to remove.
 static STAGED: Mutex<Option<PathBuf>> = Mutex::new(None);
+
+/// Lets the umask take nothing from the owner: a directory that its owner cannot
+/// go into can neither be filled nor removed.
+pub(crate) fn let_owner_in() {
+    let owner = Mode::RWXU;
+    umask(umask(owner).difference(owner));
+}
 
 /// What a signal has to remove. While this is held, none removes anything.
 pub(crate) fn staged() -> MutexGuard<'static, Option<PathBuf>> {
@@ -125,6 +135,29 @@ fn lock(path: &Path) -> io::Result<Lock> {
         true => Ok(Lock::Held(file)),
         false => Err(io::ErrorKind::NotFound.into()),
     }
+}
+
+/// How long a run waits for others that move files to the same place, and how
+/// long between two looks.
+const TURN: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Waits until no other run moves files into `directory`: else each would
+/// replace a part of what the other has written, and both be content. Where
+/// there are no locks, nobody waits.
+pub(crate) fn take_turn(directory: &Path) -> Result<Option<File>, Failure> {
+    let Ok(file) = File::open(directory) else { return Ok(None) };
+    let began = Instant::now();
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(Some(file)),
+            Err(rustix::io::Errno::WOULDBLOCK) if began.elapsed() < TURN => thread::sleep(LOOK),
+            Err(rustix::io::Errno::WOULDBLOCK) => break,
+            Err(_) => return Ok(None),
+        }
+    }
+    let text = format!("{}: another process holds a lock (flock) on it", directory.display());
+    Err(Failure::Hinted { text, hint: "wait for it to end, or write to another directory by -o" })
 }
 
 /// Removes the staging directories in `place` of runs that were killed, and says

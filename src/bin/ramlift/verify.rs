@@ -289,7 +289,7 @@ impl Check<'_> {
         if !kind.is_file() && !kind.is_block_device() {
             return Err(io::Error::other("is no file"));
         }
-        let mut file = fs::File::open(path)?;
+        let mut file = ramlift::open_to_read(path)?;
         let size = io::Seek::seek(&mut file, io::SeekFrom::End(0))?;
         let shown = path.display();
         match entry.size {
