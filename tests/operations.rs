@@ -232,3 +232,52 @@ fn nobody_who_reads_the_report_changes_what_the_exit_code_tells() {
         );
     }
 }
+
+/// Who may rename files in the directory that output is made in.
+#[test]
+fn a_directory_that_is_moved_while_it_is_written_leads_nowhere_else() {
+    // Longer than what is read before anything is written.
+    let pages = 10_000;
+    let page = noise(1, 4096);
+    let first = Records::new().data("main.ram", 0, &page);
+    let records = (1..pages).fold(first, |records, nth| records.next_data(nth << 12, &page));
+    let stream = Synth::machine().ram(&[Block::new("main.ram", pages << 12)], records).finish();
+    for (args, has_out) in [
+        (&["extract", "-", "-o", "made/out"][..], false),
+        (&["extract", "-", "-o", "made/out", "--force"], true),
+        (&["extract", "-", "-o", "made/out", "--format", "raw", "--map", "main.ram@0"], false),
+    ] {
+        let place = Workplace::with(&[]);
+        fs::create_dir(place.join("made")).unwrap();
+        fs::create_dir(place.join("victim")).unwrap();
+        if has_out {
+            fs::create_dir(place.join("made/out")).unwrap();
+        }
+        let within = place.join(if has_out { "made/out" } else { "made" });
+        let staged = || {
+            let entries = fs::read_dir(&within).unwrap().map(|entry| entry.unwrap().path());
+            entries.into_iter().find(|path| path.to_string_lossy().contains(".ramlift-incomplete-"))
+        };
+        let mut child = Command::new(binary())
+            .args(args)
+            .current_dir(place.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut pipe = child.stdin.take().unwrap();
+        let (begin, rest) = stream.split_at(stream.len() / 4 * 3);
+        pipe.write_all(begin).unwrap();
+        wait_for("a directory to write into", || staged().is_some());
+        let staged = staged().unwrap();
+        fs::rename(&staged, place.join("made/moved")).unwrap();
+        std::os::unix::fs::symlink(place.join("victim"), &staged).unwrap();
+        pipe.write_all(rest).unwrap();
+        drop(pipe);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(entries_of(place.join("victim")), [""; 0], "{args:?}: {output:?}");
+        let is_whole = place.join("made/out").symlink_metadata().is_ok_and(|out| !out.is_symlink());
+        assert_eq!(output.status.success(), is_whole && args.len() > 4, "{args:?}: {output:?}");
+    }
+}

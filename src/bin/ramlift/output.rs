@@ -324,15 +324,28 @@ impl Staging {
     fn commit_directory(self) -> Result<(), Failure> {
         let above = parent(&self.target);
         fs::create_dir_all(&above).map_err(Failure::file(&above))?;
-        let from = self.temporary.path();
+        let from = self.temporary.name();
+        if !self.temporary.is_at(from) {
+            return Err(self.was_moved(from));
+        }
         // Where the file system cannot promise that nothing is replaced, a
         // rename fails on all but an empty directory.
         move_new(from, &self.target, || fs::rename(from, &self.target))
             .map_err(Failure::file(&self.target))?;
+        if !self.temporary.is_at(&self.target) {
+            return Err(self.was_moved(&self.target));
+        }
         let is_to_be_synced = self.is_to_be_synced;
         // Moved: there is nothing left to remove.
         let _ = self.temporary.keep();
         if is_to_be_synced { sync_place(&above, &self.target) } else { Ok(()) }
+    }
+
+    fn was_moved(&self, path: &Path) -> Failure {
+        Failure::Hinted {
+            text: format!("{}: is not the directory that was written: somebody moved that", path.display()),
+            hint: "write where nobody else may rename files",
+        }
     }
 }
 

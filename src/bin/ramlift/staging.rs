@@ -9,6 +9,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -61,8 +62,10 @@ pub(crate) fn abandon() -> impl Sized {
 /// removed with this.
 pub(crate) struct StagingDir {
     temporary: TempDir,
-    /// Holds the lock.
-    _lock: Option<File>,
+    /// The directory itself, locked.
+    held: Option<File>,
+    /// A path into it.
+    path: PathBuf,
 }
 
 impl StagingDir {
@@ -73,7 +76,7 @@ impl StagingDir {
         let mut tries = (0..TRIES).filter_map(|_| Self::try_to_make(place).transpose());
         let made = tries.next().unwrap_or_else(|| Err(io::ErrorKind::ResourceBusy.into()));
         let made = made.map_err(Failure::file(place))?;
-        *staged = Some(made.path().to_owned());
+        *staged = Some(made.name().to_owned());
         Ok(made)
     }
 
@@ -87,22 +90,39 @@ impl StagingDir {
             // Without the directory's name, which nobody asked for.
             .map_err(|error| io::Error::from(error.kind()))?;
         Ok(match lock(temporary.path()) {
-            Ok(Lock::Held(file)) => Some(Self { temporary, _lock: Some(file) }),
+            Ok(Lock::Held(file)) => {
+                let path = path_into(&file).unwrap_or_else(|| temporary.path().to_owned());
+                Some(Self { temporary, held: Some(file), path })
+            }
             Ok(Lock::Taken) => None,
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             // There are no locks here: nobody else gets one either.
-            Err(_) => Some(Self { temporary, _lock: None }),
+            Err(_) => {
+                let path = temporary.path().to_owned();
+                Some(Self { temporary, held: None, path })
+            }
         })
     }
 
-    /// Where it is.
+    /// Where to write into it.
     pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where it was made, and is if nobody has moved it.
+    pub(crate) fn name(&self) -> &Path {
         self.temporary.path()
+    }
+
+    /// Whether it is what stands at `path`, as far as that can be told.
+    pub(crate) fn is_at(&self, path: &Path) -> bool {
+        let Some(Ok(held)) = self.held.as_ref().map(File::metadata) else { return true };
+        path.symlink_metadata().is_ok_and(|there| (there.dev(), there.ino()) == (held.dev(), held.ino()))
     }
 
     /// Removes it, and says so if that fails: what is in its place is whole.
     pub(crate) fn remove(self) {
-        let path = self.path().to_owned();
+        let path = self.name().to_owned();
         if let Err(error) = self.temporary.close() {
             say(&path, &format!("could not be removed: {error}"));
         }
@@ -112,6 +132,14 @@ impl StagingDir {
     pub(crate) fn keep(self) -> PathBuf {
         self.temporary.keep()
     }
+}
+
+/// A path that leads into a directory whatever becomes of its name: who may
+/// rename files around it could have a symlink stand there.
+fn path_into(directory: &File) -> Option<PathBuf> {
+    let path = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+    let (there, held) = (path.metadata().ok()?, directory.metadata().ok()?);
+    ((there.dev(), there.ino()) == (held.dev(), held.ino())).then_some(path)
 }
 
 enum Lock {
