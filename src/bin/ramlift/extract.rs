@@ -24,18 +24,11 @@ pub(crate) const DOMAIN: &str = "domain.xml";
 pub(crate) fn run(args: &mut ExtractArgs) -> Result<Exit, Failure> {
     args.source.layers.hash = args.hash;
     let args = &*args;
-    pool(args.threads)?.install(|| match args.format {
+    match args.format {
         Format::Blocks if args.vaddr => Err(Failure::Other("--vaddr is for --format elf".to_owned())),
         Format::Blocks => extract(args),
         format => physical::extract(args, format),
-    })
-}
-
-/// The threads of a command.
-pub(crate) fn pool(threads: Option<u16>) -> Result<rayon::ThreadPool, Failure> {
-    let threads = threads.map_or(0, usize::from);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-    pool.map_err(|error| Failure::Other(format!("threads: {error}")))
+    }
 }
 
 fn extract(args: &ExtractArgs) -> Result<Exit, Failure> {

@@ -54,7 +54,25 @@ fn main() -> std::process::ExitCode {
     };
     staging::let_owner_in();
     signals::watch();
-    let outcome = match &mut cli.command {
+    let threads = match &cli.command {
+        Command::Extract(args) => args.threads,
+        Command::Verify(args) => args.threads,
+        _ => None,
+    };
+    // Not in rayon's own pool, which panics where no thread is to be had.
+    let outcome = pool(threads).and_then(|pool| pool.install(|| run(&mut cli.command)));
+    conclude(outcome).into()
+}
+
+/// The threads of a command.
+fn pool(threads: Option<u16>) -> Result<rayon::ThreadPool, Failure> {
+    let threads = threads.map_or(0, usize::from);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    pool.map_err(|error| Failure::Other(format!("threads: {error}")))
+}
+
+fn run(command: &mut Command) -> Result<Exit, Failure> {
+    match command {
         Command::Info(args) => info::run(args),
         Command::Extract(args) => extract::run(args),
         Command::Verify(args) => verify::run(args),
@@ -64,8 +82,7 @@ fn main() -> std::process::ExitCode {
         Command::Desc(args) => desc::run(args),
         Command::AnalyzeMigration(args) => analyze_migration::run(args),
         Command::Generate(args) => generate::run(args),
-    };
-    conclude(outcome).into()
+    }
 }
 
 /// What came of it, if the input is still what it was. A change of it explains

@@ -26,7 +26,7 @@ use crate::args::{Cli, Command, ExtractArgs, Format, VerifyArgs};
 use crate::compare::{Expected, Images, OutputDir, Reread, expect_file, first_difference};
 use crate::evidence::{InputEntry, Role};
 use crate::exit::{Exit, Failure};
-use crate::extract::{self, DESC, DOMAIN, STATE, open_shared, pool, supply_shared};
+use crate::extract::{self, DESC, DOMAIN, STATE, open_shared, supply_shared};
 use crate::hash::{self, Algorithm};
 use crate::images::{self, choose_blocks};
 use crate::layers::Origin;
@@ -68,10 +68,6 @@ impl Report {
 }
 
 pub(crate) fn run(args: &VerifyArgs) -> Result<Exit, Failure> {
-    pool(args.threads)?.install(|| verify(args))
-}
-
-fn verify(args: &VerifyArgs) -> Result<Exit, Failure> {
     let (directory, name) = place(&args.output)?;
     let output = OutputDir::open(&directory).map_err(Failure::file(&directory))?;
     let manifest = read_manifest(&output, &name)?;
