@@ -144,10 +144,12 @@ fn a_reader_that_fails_is_an_error_with_its_name() {
         }
     }
     let whole = unpack("pc-7.2-live");
-    let head = Cursor::new(whole[..whole.len() / 2].to_vec());
-    let error = failure(Incoming::new("a pipe", head.chain(Broken)));
-    assert!(matches!(error.kind(), ErrorKind::Io { .. }), "{error}");
-    assert!(error.to_string().contains("a pipe"));
+    for len in [0, 4, whole.len() / 2] {
+        let head = Cursor::new(whole[..len].to_vec());
+        let error = failure(Incoming::new("a pipe", head.chain(Broken)));
+        assert!(matches!(error.kind(), ErrorKind::Io { .. }), "{len}: {error}");
+        assert!(error.to_string().contains("a pipe"));
+    }
 }
 
 #[test]

@@ -180,7 +180,8 @@ impl<'a, 'p> Walk<'a, 'p> {
         };
         let mut no_ram = RamReader::new(&[], PageSizeHint::Unknown, progress);
         let head = going_by.keep(&mut no_ram, StreamOffset(0), CONFIGURATION_LEN)?;
-        let mut walk = Self::from_head(&[], head, None, progress)?;
+        let walk = Self::from_head(&[], head, None, progress);
+        let mut walk = walk.map_err(|error| going_by.failure().unwrap_or(error))?;
         walk.ram.let_go_by();
         walk.vain_len.set(limit::UNPROVEN_LEN);
         walk.going_by = Some(going_by);
