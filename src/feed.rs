@@ -130,17 +130,11 @@ impl Feed {
     pub(crate) fn new(Incoming { name, reader, chunk_len }: Incoming) -> Self {
         let (chunk_sender, chunks) = sync_channel(1);
         let (spare, spares) = channel();
-        std::thread::spawn(move || read_chunks(reader, chunk_len, &chunk_sender, &spares));
-        Self {
-            name,
-            chunks,
-            spare,
-            window: Vec::new(),
-            start: 0,
-            at: StreamOffset(0),
-            kept_len: 0,
-            failure: None,
-        }
+        let reading =
+            std::thread::Builder::new().spawn(move || read_chunks(reader, chunk_len, &chunk_sender, &spares));
+        // Where no thread is to be had, nothing comes, and this is why.
+        let failure = reading.err().map(|source| Error::io(&name, source));
+        Self { name, chunks, spare, window: Vec::new(), start: 0, at: StreamOffset(0), kept_len: 0, failure }
     }
 
     /// Where the window begins.

@@ -147,7 +147,9 @@ fn beside(
 ) -> Result<JoinHandle<io::Result<String>>, Failure> {
     let mut file = inputs::open(path).map_err(Failure::file(path))?;
     let len = file.seek(SeekFrom::End(0)).map_err(Failure::file(path))?;
-    Ok(std::thread::spawn(move || hash::of_file(&file, len, algorithm, threads)))
+    std::thread::Builder::new()
+        .spawn(move || hash::of_file(&file, len, algorithm, threads))
+        .map_err(|error| Failure::Other(format!("threads: {error}")))
 }
 
 /// What has been read of an input that comes once.

@@ -135,7 +135,9 @@ impl Windows<'_> {
         let next = AtomicU64::new(0);
         let work = || self.subtrees(&next);
         let mut values = std::thread::scope(|scope| {
-            let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            // Those that are to be had: what they would do the others do.
+            let begin = |_| std::thread::Builder::new().spawn_scoped(scope, work).ok();
+            let helpers: Vec<_> = (1..threads).filter_map(begin).collect();
             let mut values = work()?;
             for helper in helpers {
                 let of_helper =
