@@ -71,6 +71,16 @@
 //! # }
 //! ```
 
+// No panic on input, and no number cut short.
+#![warn(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss
+)]
+
 mod arch;
 mod block_files;
 mod body;

@@ -6,14 +6,6 @@
 //! whole text beside them. `scripts/compare-script` writes the hashes, and
 //! compares much more than is kept here.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test may fail by panicking"
-)]
-
 mod support;
 
 use std::fs;

@@ -3,8 +3,6 @@
 //!
 //! Needs Python, as the scripts do; without it this tests nothing, and says so.
 
-#![allow(clippy::unwrap_used, reason = "a test may fail by panicking")]
-
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;

@@ -1,14 +1,6 @@
 //! What a stream can make the command take: disk, files, directories, memory.
 //! And that it takes no more than it is allowed.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a helper of tests fails by panicking, as they do"
-)]
-
 mod support;
 
 use std::fs;

@@ -4,8 +4,6 @@
 //! bytes of their own, with `info registers -a` and the notes of
 //! `dump-guest-memory` at that instant: `scripts/check-physical --keep` makes them.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may fail by panicking")]
-
 use std::fs;
 
 use ramlift::Stream;

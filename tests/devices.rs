@@ -1,12 +1,6 @@
 //! Device state: each kind of field, and the faults of QEMU's descriptions,
 //! as `ramlift state` shows them.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a helper of tests fails by panicking, as they do"
-)]
-
 mod support;
 
 use ramlift::Stream;

@@ -2,14 +2,6 @@
 //! call that makes, fills or moves a file fails once, or the process is killed
 //! before it.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a helper of tests fails by panicking, as they do"
-)]
-
 mod support;
 
 use std::collections::BTreeMap;

@@ -2,15 +2,6 @@
 //! read, on a device that fails, or cut because it is still being written. And
 //! input that stays what it is, its times included.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    reason = "a helper of tests fails by panicking, as they do"
-)]
-
 mod support;
 
 use std::fs::{self, File, FileTimes};

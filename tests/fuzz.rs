@@ -3,15 +3,6 @@
 //!
 //! `scripts/fuzz` is for finding more.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    reason = "a helper of tests fails by panicking, as they do"
-)]
-
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
 

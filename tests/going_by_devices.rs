@@ -1,14 +1,5 @@
 //! Devices of streams that go by: what is kept of them, and what is not.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    reason = "a helper of tests fails by panicking, as they do"
-)]
-
 mod support;
 
 use std::io::{self, Cursor, Read, Write};

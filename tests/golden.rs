@@ -4,14 +4,6 @@
 //! what each RAM block held at the instant its stream ends, as read from the
 //! QEMU process itself. `tests/data/README.md` tells where each is from.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test may fail by panicking"
-)]
-
 mod support;
 
 use std::fs::{self, File};

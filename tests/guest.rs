@@ -1,13 +1,6 @@
 //! What runs in the guest: VMCOREINFO found in memory and believed or not, and
 //! the virtual addresses that it leads to.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    reason = "a helper of tests fails by panicking, as they do"
-)]
-
 mod support;
 
 use ramlift::guest::{Depth, Evidence, Linux, kernel_ranges};

@@ -2,14 +2,6 @@
 //! that says where, or with all that is whole; never with a panic. Here: what
 //! is cut or flipped, framing, and RAM.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    reason = "a helper of tests fails by panicking, as they do"
-)]
-
 mod support;
 
 use proptest::prelude::*;

@@ -1,14 +1,6 @@
 //! Streams that nobody wrote in good faith: many sections, descriptions that
 //! are of no use, and devices that make much of little, in time and memory.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    reason = "a helper of tests fails by panicking, as they do"
-)]
-
 mod support;
 
 use std::fs;

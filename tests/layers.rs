@@ -1,15 +1,6 @@
 //! Streams inside something else: the command gives what it gives of the bare
 //! stream, or says which layer is wrong, and where.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    reason = "a helper of tests fails by panicking, as they do"
-)]
-
 mod support;
 
 use std::collections::BTreeMap;

@@ -2,14 +2,6 @@
 //! large and nearly empty. All of it ends, right, in the memory that
 //! docs/reliability.md states.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    reason = "a helper of tests fails by panicking, as they do"
-)]
-
 mod support;
 
 use std::fs;

@@ -1,14 +1,5 @@
 //! mapped-ram, whole, cut and without bitmaps; blocks that are not in the stream.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    reason = "a helper of tests fails by panicking, as they do"
-)]
-
 mod support;
 
 use std::os::unix::fs::MetadataExt;

@@ -1,15 +1,6 @@
 //! multifd channels: those of real migrations, merged with their main channel,
 //! give what the guest held; made ones are read as they are or refused.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    reason = "a helper of tests fails by panicking, as they do"
-)]
-
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};

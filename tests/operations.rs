@@ -1,14 +1,6 @@
 //! What happens around a run: other runs at the same place, files that others
 //! put there, inputs that stand where output goes, and odd surroundings.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a helper of tests fails by panicking, as they do"
-)]
-
 mod support;
 
 use std::fs::{self, File};

@@ -1,7 +1,5 @@
 //! Guest-physical memory: where it is, and files of it.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may fail by panicking")]
-
 use std::ops::Range;
 
 mod support;

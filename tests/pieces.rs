@@ -1,15 +1,6 @@
 //! Compressed data of many blocks or frames, which are unpacked side by side:
 //! the same bytes, in order, and the same failures, behind what came before.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::cast_possible_truncation,
-    reason = "a helper of tests fails by panicking, as they do"
-)]
-
 use std::io::{self, Read, Write};
 
 use liblzma::stream::{Check, MtStreamBuilder};

@@ -1,12 +1,5 @@
 //! Postcopy: pages that were to be sent again, and were not.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    reason = "a helper of tests fails by panicking, as they do"
-)]
-
 mod support;
 
 use std::collections::BTreeSet;

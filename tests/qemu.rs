@@ -7,14 +7,6 @@
 //! tests test nothing, and say so; with `RAMLIFT_REQUIRE_QEMU=1` in the
 //! environment they fail. Rows that the QEMU at hand cannot make are left out.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test may fail by panicking"
-)]
-
 mod support;
 
 use std::collections::BTreeSet;

@@ -1,14 +1,6 @@
 //! What is asked for and cannot be had is refused in words that lead on, and
 //! never passed over.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    reason = "a helper of tests fails by panicking, as they do"
-)]
-
 mod support;
 
 use support::cli::{Workplace, entries_of, ramlift_fed};

@@ -2,14 +2,6 @@
 //! all that lies before a cut, what can be found again behind damage, and no
 //! page that is wrong without being said to be.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    reason = "a helper of tests fails by panicking, as they do"
-)]
-
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};

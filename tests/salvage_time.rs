@@ -1,14 +1,6 @@
 //! `--salvage` of streams made to take long: each place of the input is looked
 //! at once.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    reason = "a helper of tests fails by panicking, as they do"
-)]
-
 mod support;
 
 use std::time::{Duration, Instant};

@@ -1,13 +1,6 @@
 //! Sections with layouts of their own, and the `virtio` blob: what real
 //! streams hold, and what only synthetic ones can.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    reason = "a helper of tests fails by panicking, as they do"
-)]
-
 mod support;
 
 use ramlift::{ErrorKind, Stream};

@@ -1,11 +1,5 @@
 //! `extract --hash`, what manifests record, and `verify`.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a helper of tests fails by panicking, as they do"
-)]
-
 mod support;
 
 use std::fs;

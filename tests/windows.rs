@@ -1,13 +1,6 @@
 //! A Windows guest: its kernel, found by where vCPUs enter it, and nothing that
 //! is not one.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    reason = "a helper of tests fails by panicking, as they do"
-)]
-
 mod support;
 
 use ramlift::guest::{Kdbg, Windows};

@@ -1,15 +1,6 @@
 //! What streams are wrapped in: read as the tools read it that wrote it, and
 //! refused, in time and by its place, if nobody can have written it.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::cast_possible_truncation,
-    reason = "a helper of tests fails by panicking, as they do"
-)]
-
 mod support;
 
 use std::fs;

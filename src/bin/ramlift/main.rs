@@ -1,5 +1,15 @@
 //! `ramlift`: reads QEMU migration streams.
 
+// No panic on input, and no number cut short.
+#![warn(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss
+)]
+
 mod analyze_migration;
 mod args;
 mod block_devices;
