@@ -306,7 +306,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ram");
         let files = BlockFiles::create(ram, [(BlockId(0), path.clone())]).unwrap();
-        files.pace.start_with(Way::Direct);
+        files.pace.fix(Way::Direct);
         scatter(ram, &[BlockId(0)], &files, &Progress::new()).unwrap();
         let image = std::fs::read(&path).unwrap();
         assert!(image == (0..pages).flat_map(content).collect::<Vec<u8>>());

@@ -17,20 +17,14 @@ use std::time::{Duration, Instant};
 
 use crate::extract::{PIECE_LEN, WINDOW_LEN};
 
-/// Bytes that are written one way before it is judged.
-const SAMPLE_LEN: u64 = 4 << 20;
+/// What takes this much, in bytes a second, is not worth an experiment.
+const FAST: f64 = 3e9;
 
 /// Bytes written one of the other ways before the first one is tried again;
-/// twice as many after each try in vain. A single slow moment shall not decide
-/// for good.
+/// twice as many after each try in vain, up to [`MAX_RETRY_LEN`]. A single slow
+/// moment shall not decide for good.
 const RETRY_LEN: u64 = 32 << 20;
-
-/// Bytes that such a try takes.
-const PROBE_LEN: u64 = 1 << 20;
-
-/// A cache that takes this much, in bytes a second, is not worth an
-/// experiment.
-const FAST: f64 = 3e9;
+const MAX_RETRY_LEN: u64 = 256 << 20;
 
 /// The length of short pieces.
 const SHORT_LEN: u64 = 128 << 10;
@@ -59,6 +53,24 @@ impl Way {
         }
     }
 
+    /// Bytes that are written this way before it is judged: few, as a slow moment
+    /// of the cache costs ten times what a fast one does; more of a device, which
+    /// is slow to begin.
+    fn sample_len(self) -> u64 {
+        match self {
+            Self::Cached | Self::Short => 2 << 20,
+            Self::Direct => 8 << 20,
+        }
+    }
+
+    /// Bytes that a try of this way takes.
+    fn probe_len(self) -> u64 {
+        match self {
+            Self::Cached | Self::Short => 1 << 20,
+            Self::Direct => 8 << 20,
+        }
+    }
+
     /// How many times as fast as the first way it must be to be taken. More than
     /// a little: speeds vary, and what is written through the cache can be read
     /// from it afterwards.
@@ -82,11 +94,14 @@ struct State {
     /// Bytes a second at which each way was last seen, in the order of
     /// [`Way::ALL`]; none if it has not been since all were last tried.
     rates: [Option<f64>; 3],
-    /// Bytes after which the present way is judged.
-    sample_len: u64,
-    retry_len: u64,
-    /// The way that the present tries are to replace.
+    /// The way that the present tries are to replace, if any are under way.
     tried_from: Option<Way>,
+    /// The speed for which the present way was taken.
+    taken_for: f64,
+    /// Bytes written since the last tries.
+    since_tries: u64,
+    /// After how many the next are due.
+    retry_len: u64,
     sample: Sample,
 }
 
@@ -111,9 +126,10 @@ impl Pace {
             way: Way::Cached,
             can_direct: true,
             rates: [None; 3],
-            sample_len: SAMPLE_LEN,
-            retry_len: RETRY_LEN,
             tried_from: None,
+            taken_for: f64::INFINITY,
+            since_tries: 0,
+            retry_len: RETRY_LEN,
             sample: Sample::default(),
         }))
     }
@@ -131,13 +147,19 @@ impl Pace {
         let mut state = self.state();
         state.can_direct = false;
         state.set_rate(Way::Direct, None);
-        state.turn_to(Way::Cached, SAMPLE_LEN);
+        if state.way == Way::Direct {
+            let way = state.best();
+            state.settle(way);
+        }
     }
 
-    /// Chooses a way, untried.
+    /// Takes a way for good.
     #[cfg(test)]
-    pub(crate) fn start_with(&self, way: Way) {
-        self.state().turn_to(way, u64::MAX);
+    pub(crate) fn fix(&self, way: Way) {
+        let mut state = self.state();
+        state.taken_for = 0.0;
+        state.retry_len = u64::MAX;
+        state.turn_to(way);
     }
 
     /// Times a write of `len` bytes, which goes `way`.
@@ -152,9 +174,7 @@ impl Pace {
         let now = Instant::now();
         let mut state = self.state();
         state.sample.end(now, turn, len);
-        if state.sample.bytes >= state.sample_len {
-            state.judge(now);
-        }
+        state.judge(now);
         done
     }
 }
@@ -219,32 +239,47 @@ impl State {
         }
     }
 
-    /// Hears how fast the present way is, and chooses the next.
+    /// Looks at what has been written, if it is enough to tell how fast the
+    /// present way is, and chooses the next.
     fn judge(&mut self, now: Instant) {
+        let is_trying = self.tried_from.is_some();
+        let enough = if is_trying { self.way.probe_len() } else { self.way.sample_len() };
+        if self.sample.bytes < enough {
+            return;
+        }
+        self.since_tries += self.sample.bytes;
         let rate = self.sample.take(now);
-        self.set_rate(self.way, Some(rate));
-        if self.is_to_be_retried() {
-            self.tried_from = Some(self.way);
+        if !is_trying {
+            if !self.is_to_be_replaced(rate) {
+                return;
+            }
             self.rates = [None; 3];
-            self.turn_to(Way::Cached, PROBE_LEN);
-        } else if self.way != Way::Direct && rate >= FAST {
-            self.settle(self.way);
-        } else if let Some(untried) = self.untried() {
-            self.turn_to(untried, if self.tried_from.is_some() { PROBE_LEN } else { SAMPLE_LEN });
-        } else {
-            self.settle(self.best());
+            self.tried_from = Some(self.way);
+        }
+        self.set_rate(self.way, Some(rate));
+        let is_found = is_trying && self.way != Way::Direct && rate >= FAST;
+        match self.untried() {
+            Some(way) if !is_found => self.turn_to(way),
+            _ => self.settle(self.best()),
         }
     }
 
-    fn untried(&self) -> Option<Way> {
-        let can = |way: &Way| *way != Way::Direct || self.can_direct;
-        Way::ALL.into_iter().filter(can).find(|way| self.rate(*way).is_none())
+    /// Whether other ways shall be tried, now that the present one has `rate`.
+    fn is_to_be_replaced(&self, rate: f64) -> bool {
+        if self.way == Way::Cached && rate >= FAST {
+            return false;
+        }
+        let has_slowed = self.way != Way::Direct && rate < FAST && rate < self.taken_for / 2.0;
+        let is_due = if self.taken_for < FAST { RETRY_LEN } else { 0 };
+        has_slowed && self.since_tries >= is_due || self.since_tries >= self.retry_len
     }
 
-    /// Whether the present way has had its turn: it is not the first, and was
-    /// judged by all that it was to write.
-    fn is_to_be_retried(&self) -> bool {
-        self.way != Way::Cached && self.sample_len == self.retry_len
+    /// The next way that may be worth a try. A device is not, beside a cache
+    /// that is fast.
+    fn untried(&self) -> Option<Way> {
+        let is_fast = self.rates.iter().flatten().any(|rate| *rate >= FAST);
+        let can = |way: &Way| *way != Way::Direct || self.can_direct && !is_fast;
+        Way::ALL.into_iter().filter(can).find(|way| self.rate(*way).is_none())
     }
 
     fn best(&self) -> Way {
@@ -258,15 +293,15 @@ impl State {
     /// Takes a way for the time being.
     fn settle(&mut self, way: Way) {
         self.retry_len = match self.tried_from.take() {
-            Some(before) if before == way => self.retry_len.saturating_mul(2),
-            Some(_) => RETRY_LEN,
-            None => self.retry_len,
+            Some(before) if before == way => (self.retry_len * 2).min(MAX_RETRY_LEN),
+            _ => RETRY_LEN,
         };
-        self.turn_to(way, if way == Way::Cached { SAMPLE_LEN } else { self.retry_len });
+        self.taken_for = self.rate(way).unwrap_or(0.0);
+        self.since_tries = 0;
+        self.turn_to(way);
     }
 
-    fn turn_to(&mut self, way: Way, sample_len: u64) {
-        self.sample_len = sample_len;
+    fn turn_to(&mut self, way: Way) {
         if self.way != way {
             self.way = way;
             self.sample.turn();
@@ -290,9 +325,7 @@ mod tests {
             let turn = state.sample.begin(now, false);
             now += Duration::from_secs_f64(PIECE as f64 / rates[way]);
             state.sample.end(now, turn, PIECE);
-            if state.sample.bytes >= state.sample_len {
-                state.judge(now);
-            }
+            state.judge(now);
         }
         written
     }
@@ -329,10 +362,19 @@ mod tests {
     }
 
     #[test]
+    fn a_way_that_turns_slow_is_left_at_once() {
+        let mut state = new_state();
+        write(&mut state, GIB, [0.8e9, 6e9, 2e9]);
+        assert_eq!((state.way, state.retry_len), (Way::Short, MAX_RETRY_LEN));
+        let [cached, short, _] = write(&mut state, GIB, [0.4e9, 0.4e9, 2e9]);
+        assert!(cached + short < 24 << 20, "{cached} {short}");
+    }
+
+    #[test]
     fn a_cache_that_was_slow_for_a_moment_is_taken_again() {
         for slow in [[0.3e9, 0.3e9, 2e9], [0.3e9, 3e9, 2e9]] {
             let mut state = new_state();
-            write(&mut state, 4 * SAMPLE_LEN, slow);
+            write(&mut state, RETRY_LEN / 2, slow);
             assert_ne!(state.way, Way::Cached);
             let [cached, ..] = write(&mut state, GIB, [6e9, 3e9, 2e9]);
             assert!(cached >= GIB - 2 * RETRY_LEN, "{cached}");
@@ -340,19 +382,39 @@ mod tests {
     }
 
     #[test]
-    fn tries_in_vain_become_rare() {
-        let [cached, short, _] = write(&mut new_state(), 8 * GIB, [0.3e9, 0.3e9, 2e9]);
-        assert!(cached + short <= 2 * (SAMPLE_LEN + 8 * PROBE_LEN), "{cached} {short}");
+    fn a_device_that_was_slow_for_a_moment_is_taken_as_well() {
+        let mut state = new_state();
+        write(&mut state, RETRY_LEN / 2, [0.4e9, 0.4e9, 0.1e9]);
+        assert_eq!(state.way, Way::Cached);
+        let [.., past] = write(&mut state, GIB, [0.4e9, 0.4e9, 2e9]);
+        assert!(past >= GIB - 3 * RETRY_LEN, "{past}");
     }
 
     #[test]
-    fn slow_ways_are_tried_once() {
-        assert_eq!(write(&mut new_state(), GIB, [1e9, 0.9e9, 0.2e9])[1..], [SAMPLE_LEN; 2]);
+    fn tries_in_vain_become_rare() {
+        for (way, rates) in
+            [[1e9, 0.9e9, 0.2e9], [0.3e9, 4e9, 2e9], [0.3e9, 0.3e9, 2e9]].into_iter().enumerate()
+        {
+            let written = write(&mut new_state(), 8 * GIB, rates);
+            let tried = 8 * GIB - written[way];
+            assert!(tried <= 8 * GIB / 25, "{written:?}");
+        }
     }
 
     #[test]
     fn ways_a_little_faster_than_the_first_are_not_worth_it() {
-        assert_eq!(write(&mut new_state(), GIB, [1.0e9, 1.1e9, 1.2e9])[1..], [SAMPLE_LEN; 2]);
+        let [cached, ..] = write(&mut new_state(), GIB, [1.0e9, 1.1e9, 1.2e9]);
+        assert!(cached > GIB - GIB / 10, "{cached}");
+    }
+
+    #[test]
+    fn a_slow_way_whose_speed_varies_is_kept() {
+        let mut state = new_state();
+        let tried: u64 = (0..GIB / (2 << 20))
+            .map(|nth| if nth % 2 == 0 { 1e9 } else { 0.4e9 })
+            .map(|cached| write(&mut state, 2 << 20, [cached, 0.3e9, 0.3e9])[1..].iter().sum::<u64>())
+            .sum();
+        assert!(tried < GIB / 3, "{tried}");
     }
 
     #[test]
