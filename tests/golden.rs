@@ -528,7 +528,7 @@ fn reads_snapshots_of_a_qcow2_image() {
 
 #[test]
 fn every_stream_here_is_tested() {
-    let tests = [include_str!("golden.rs"), include_str!("multifd.rs")].concat();
+    let tests = [include_str!("golden.rs"), include_str!("multifd/main.rs")].concat();
     for name in manifest().as_object().unwrap().keys() {
         assert!(tests.contains(&format!("(\"{name}\"")), "{name}");
     }
