@@ -257,8 +257,7 @@ impl Boundaries<'_> {
         device: Option<&DeviceDesc>,
         next: Option<&DeviceDesc>,
     ) -> Option<usize> {
-        let footer =
-            [&[record::QEMU_VM_SECTION_FOOTER], handler.section_id.to_be_bytes().as_slice()].concat();
+        let footer = Footers::of(handler.section_id);
         let hits = || memmem::find_iter(body.rest(), &footer);
         let ends = |at: &usize, next| {
             moved(body, *at).is_some_and(|at| self.is_section_end(at, handler.section_id, next))

@@ -395,8 +395,3 @@ impl<'a, 'p> Salvage<'a, 'p> {
         walked
     }
 }
-
-/// The footer of a handler's sections.
-fn footer_of(handler: &Handler) -> Vec<u8> {
-    [[record::QEMU_VM_SECTION_FOOTER].as_slice(), &handler.section_id.to_be_bytes()].concat()
-}

@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 
 use memchr::memmem;
 
-use super::{Failure, Salvage, UNDESCRIBED_LEN, footer_of};
+use super::{Failure, Salvage, UNDESCRIBED_LEN};
 use crate::cursor::Cursor;
 use crate::loss::Loss;
 use crate::section::{Footers, Handler, Section, SectionType};
@@ -88,7 +88,7 @@ impl<'a> Salvage<'a, '_> {
             return None;
         }
         let near = body.rest().get(..UNDESCRIBED_LEN).unwrap_or(body.rest());
-        let len = memmem::find(near, &footer_of(&section.handler))?;
+        let len = memmem::find(near, &Footers::of(section.handler.section_id))?;
         body.bytes(len as u64).ok()?;
         Some(body)
     }

@@ -2,7 +2,7 @@
 
 use memchr::memmem;
 
-use super::{Failure, Resume, Salvage, UNDESCRIBED_LEN, footer_of};
+use super::{Failure, Resume, Salvage, UNDESCRIBED_LEN};
 use crate::boundary::is_likely;
 use crate::cursor::Cursor;
 use crate::progress::Progress;
@@ -87,7 +87,7 @@ impl<'a> Salvage<'a, '_> {
             return false;
         }
         let body = at.rest().get(..UNDESCRIBED_LEN).unwrap_or(at.rest());
-        let footer = footer_of(&handler);
+        let footer = Footers::of(handler.section_id);
         budget.spend(body.len() as u64)
             && memmem::find_iter(body, &footer).any(|len| {
                 let mut end = at;
