@@ -232,40 +232,50 @@ impl Boundaries<'_> {
         device: Option<&DeviceDesc>,
         next: Option<&DeviceDesc>,
     ) -> Option<Cursor<'a>> {
-        let found = if self.footers == Footers::Absent {
-            let next = next?;
-            let mut name = vec![u8::try_from(next.name.len()).ok()?];
-            name.extend_from_slice(next.name.as_bytes());
-            // The name stands behind type byte and section id.
-            const HEAD_LEN: usize = 5;
-            memmem::find_iter(body.rest(), &name)
-                .filter_map(|at| at.checked_sub(HEAD_LEN))
-                .find(|at| moved(body, *at).is_some_and(|at| self.is_record(at, Some(next))))
-        } else {
-            let mut footer = vec![record::QEMU_VM_SECTION_FOOTER];
-            footer.extend_from_slice(&handler.section_id.to_be_bytes());
-            let ends = |at: &usize, next| {
-                moved(body, *at).is_some_and(|at| self.is_section_end(at, handler.section_id, next))
-            };
-            // A body can hold bytes like its own footer, so what follows has
-            // to be the device described next. That may itself be missing:
-            // then any likely one will do, the first of them.
-            let described = device.and_then(DeviceDesc::described_len).unwrap_or(0);
-            let near = described.saturating_mul(4).saturating_add(STRICT_SCAN_LEN);
-            let mut hits = memmem::find_iter(body.rest(), &footer);
-            let strict = hits.by_ref().take_while(|at| *at as u64 <= near).find(|at| ends(at, next));
-            // Where nothing is described, the last device ends with the first
-            // footer that an EOF follows, whatever is behind the stream: the
-            // remains of an older one have such a footer too.
-            let is_last = |at: &usize| {
-                let eof = moved(body, at.saturating_add(footer.len()));
-                device.is_none() && eof.is_some_and(|eof| eof.peek() == Some(record::QEMU_VM_EOF))
-            };
-            strict
-                .filter(|_| next.is_some())
-                .or_else(|| memmem::find_iter(body.rest(), &footer).find(|at| ends(at, None) || is_last(at)))
+        let len = match self.footers {
+            Footers::Absent => self.find_header(body, next?),
+            _ => self.find_footer(handler, body, device, next),
         };
-        found.and_then(|at| moved(body, at))
+        moved(body, len?)
+    }
+
+    /// How far from `body` the header of the device described next is.
+    fn find_header(self, body: Cursor<'_>, next: &DeviceDesc) -> Option<usize> {
+        /// Type byte and section id, which stand before the name.
+        const HEAD_LEN: usize = 5;
+        let name = [&[u8::try_from(next.name.len()).ok()?], next.name.as_bytes()].concat();
+        memmem::find_iter(body.rest(), &name)
+            .filter_map(|at| at.checked_sub(HEAD_LEN))
+            .find(|at| moved(body, *at).is_some_and(|at| self.is_record(at, Some(next))))
+    }
+
+    /// How far from `body` the footer is that ends it.
+    fn find_footer(
+        self,
+        handler: &Handler,
+        body: Cursor<'_>,
+        device: Option<&DeviceDesc>,
+        next: Option<&DeviceDesc>,
+    ) -> Option<usize> {
+        let footer = Footers::of(handler.section_id);
+        let hits = || memmem::find_iter(body.rest(), &footer);
+        let ends = |at: &usize, next| {
+            moved(body, *at).is_some_and(|at| self.is_section_end(at, handler.section_id, next))
+        };
+        // A body can hold bytes like its own footer, so what follows has to be
+        // the device described next. That may itself be missing: then any likely
+        // one will do, the first of them.
+        let described = device.and_then(DeviceDesc::described_len).unwrap_or(0);
+        let near = described.saturating_mul(4).saturating_add(STRICT_SCAN_LEN);
+        let strict = || hits().take_while(|at| *at as u64 <= near).find(|at| ends(at, next));
+        // Where nothing is described, the last device ends with the first footer
+        // that an EOF follows, whatever is behind the stream: the remains of an
+        // older one have such a footer too.
+        let is_last = |at: &usize| {
+            let eof = moved(body, at.saturating_add(footer.len()));
+            device.is_none() && eof.is_some_and(|eof| eof.peek() == Some(record::QEMU_VM_EOF))
+        };
+        next.and_then(|_| strict()).or_else(|| hits().find(|at| ends(at, None) || is_last(at)))
     }
 }
 

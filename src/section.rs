@@ -221,11 +221,15 @@ pub(crate) enum Footers {
 }
 
 impl Footers {
+    /// The footer of `section_id`.
+    pub(crate) fn of(section_id: u32) -> [u8; 5] {
+        let [a, b, c, d] = section_id.to_be_bytes();
+        [record::QEMU_VM_SECTION_FOOTER, a, b, c, d]
+    }
+
     /// Whether the bytes at `cursor` are the footer of `section_id`.
     pub(crate) fn is_footer(cursor: &Cursor<'_>, section_id: u32) -> bool {
-        let mut ahead = *cursor;
-        ahead.u8().is_ok_and(|byte| byte == record::QEMU_VM_SECTION_FOOTER)
-            && ahead.be32().is_ok_and(|id| id == section_id)
+        cursor.rest().starts_with(&Self::of(section_id))
     }
 
     /// Reads the footer of `section_id`, if the stream has footers.

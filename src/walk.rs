@@ -429,8 +429,7 @@ impl<'a, 'p> Walk<'a, 'p> {
         }
     }
 
-    /// What the walk has found.
-    pub(crate) fn finish(mut self) -> Walked<'a> {
+    fn warn_of_unknown_commands(&mut self) {
         let mut unknown = self.commands.iter().filter(|command| command.name().is_none()).peekable();
         if let Some(first) = unknown.peek().copied() {
             let text = format!(
@@ -438,26 +437,18 @@ impl<'a, 'p> Walk<'a, 'p> {
                 unknown.count(),
                 first.command
             );
-            self.warnings.push(Warning { offset: Some(first.offset), text, is_loss: false });
+            self.warn(Some(first.offset), text, false);
         }
+    }
+
+    /// What the walk has found.
+    pub(crate) fn finish(mut self) -> Walked<'a> {
+        self.warn_of_unknown_commands();
         let ends_early = self.ends_early();
         let ram = self.ram.finish();
-        if let (Some(ram), Some(description)) = (&ram, &self.description) {
-            let described = description.desc.page_size;
-            if described.is_some_and(|described| described != ram.page_size().bytes()) {
-                let text = format!(
-                    "the description has pages of {} bytes, the RAM records have {}",
-                    described.unwrap_or_default(),
-                    ram.page_size()
-                );
-                self.warnings.push(Warning { offset: Some(description.offset), text, is_loss: true });
-            }
-        }
-        if let Some((pages, first)) = ram.as_ref().and_then(Ram::orphans) {
-            let text = format!(
-                "XBZRLE records of {pages} pages that no record before holds: they count as never sent"
-            );
-            self.warnings.push(Warning { offset: Some(first), text, is_loss: true });
+        if let Some(ram) = &ram {
+            self.warnings.extend(page_size_warning(ram, self.description.as_ref()));
+            self.warnings.extend(orphans_warning(ram));
         }
         let input = match self.going_by {
             Some(going_by) => going_by.into_parts(),
@@ -479,6 +470,23 @@ impl<'a, 'p> Walk<'a, 'p> {
             ends_early,
         }
     }
+}
+
+/// That pages are of another size than the description has them.
+fn page_size_warning(ram: &Ram<'_>, description: Option<&Description<'_>>) -> Option<Warning> {
+    let description = description?;
+    let described = description.desc.page_size.filter(|size| *size != ram.page_size().bytes())?;
+    let text =
+        format!("the description has pages of {described} bytes, the RAM records have {}", ram.page_size());
+    Some(Warning { offset: Some(description.offset), text, is_loss: true })
+}
+
+/// That there are changes to pages that were never sent.
+fn orphans_warning(ram: &Ram<'_>) -> Option<Warning> {
+    let (pages, first) = ram.orphans()?;
+    let text =
+        format!("XBZRLE records of {pages} pages that no record before holds: they count as never sent");
+    Some(Warning { offset: Some(first), text, is_loss: true })
 }
 
 /// The failure of a device whose footer is where it should be, and nothing that

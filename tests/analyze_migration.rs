@@ -11,9 +11,9 @@ mod support;
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use sha2::{Digest, Sha256};
 use support::cli::{Output, Workplace, files_in, ramlift_in};
 use support::fixtures::{data, read_json, unpack};
+use support::hex::sha256;
 use support::synth::{Block, Records, Synth, noise, small_stream};
 
 fn unpacked(name: &str) -> Workplace {
@@ -30,10 +30,6 @@ fn place(stream: &[u8]) -> Workplace {
 fn analyze(place: &Workplace, args: &[&str]) -> Output {
     let args = [&["analyze-migration", "-f", "../stream"], args].concat();
     ramlift_in(place.join("out"), &args)
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Checks the text that `args` print for each stream against what the script

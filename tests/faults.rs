@@ -397,8 +397,14 @@ fn a_limit_of_file_sizes_is_an_error_and_no_death() {
 #[test]
 fn a_full_standard_output_is_an_error() {
     let place = Workplace::with(&small_stream().finish());
-    let commands =
-        ["info stream", "info --json stream", "state stream", "state --raw timer stream", "desc stream"];
+    let commands = [
+        "info stream",
+        "info --json stream",
+        "state stream",
+        "state --raw timer stream",
+        "desc stream",
+        "generate bash",
+    ];
     for args in commands {
         let script = format!("exec \"$0\" {args} > /dev/full");
         let output =

@@ -13,7 +13,8 @@ use std::path::Path;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use support::cli::{Output, Workplace, entries_of};
-use support::fixtures::{data, read_json, unpack};
+use support::fixtures::{read_json, unpack};
+use support::hex::{hex, sha256};
 
 /// Where VGA memory and ROMs hide RAM from the guest: QEMU's own dump of
 /// guest-physical memory shows something else there.
@@ -95,7 +96,7 @@ impl Golden {
     /// what QEMU's was.
     fn write_lost_words(&self, memory: &mut [u8]) {
         let Some(lost) = self.truth.get("lost_writes") else { return };
-        assert_eq!(sha256(memory), lost["sha256_of_the_stream"]);
+        assert_eq!(sha256(&*memory), lost["sha256_of_the_stream"]);
         let number = |value: &Value| usize::try_from(value.as_u64().unwrap()).unwrap();
         let [first, last, step] = [0, 1, 2].map(|nth| number(&lost["pages"][nth]));
         let word = u32::try_from(lost["written"].as_u64().unwrap()).unwrap().to_le_bytes();
@@ -175,10 +176,6 @@ fn manifest() -> Value {
     read_json("manifest.json")
 }
 
-fn sha256(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
-
 fn sha256_of_file(path: &Path) -> String {
     let mut file = File::open(path).unwrap();
     let mut hasher = Sha256::new();
@@ -189,10 +186,6 @@ fn sha256_of_file(path: &Path) -> String {
             len => hasher.update(&buffer[..len]),
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 // One pass over RAM, the guest being stopped.
@@ -533,121 +526,9 @@ fn reads_snapshots_of_a_qcow2_image() {
     }
 }
 
-// Registers, as QEMU's own `info registers` shows them.
-
-/// Names of registers, 32 bits wide and 64, and where the state has them.
-const NUMBERS: [([&str; 2], &str); 18] = [
-    (["EAX", "RAX"], "/env.regs/0"),
-    (["ECX", "RCX"], "/env.regs/1"),
-    (["EDX", "RDX"], "/env.regs/2"),
-    (["EBX", "RBX"], "/env.regs/3"),
-    (["ESP", "RSP"], "/env.regs/4"),
-    (["EBP", "RBP"], "/env.regs/5"),
-    (["ESI", "RSI"], "/env.regs/6"),
-    (["EDI", "RDI"], "/env.regs/7"),
-    (["EIP", "RIP"], "/env.eip"),
-    (["EFL", "RFL"], "/env.eflags"),
-    (["CR0"; 2], "/env.cr[0]"),
-    (["CR2"; 2], "/env.cr[2]"),
-    (["CR3"; 2], "/env.cr[3]"),
-    (["CR4"; 2], "/env.cr[4]"),
-    (["DR6"; 2], "/env.dr/6"),
-    (["DR7"; 2], "/env.dr/7"),
-    (["EFER"; 2], "/env.efer"),
-    (["FCW"; 2], "/env.fpuc"),
-];
-
-/// The same of segments: selector, base, limit, flags.
-const SEGMENTS: [(&str, &str); 8] = [
-    ("ES", "/env.segs/0"),
-    ("CS", "/env.segs/1"),
-    ("SS", "/env.segs/2"),
-    ("DS", "/env.segs/3"),
-    ("FS", "/env.segs/4"),
-    ("GS", "/env.segs/5"),
-    ("LDT", "/env.ldt"),
-    ("TR", "/env.tr"),
-];
-
-/// The same of tables: base, limit.
-const TABLES: [(&str, &str); 2] = [("GDT", "/env.gdt"), ("IDT", "/env.idt")];
-
-/// The hex numbers behind a name and `=`; none if the name is not there.
-fn registers(text: &str, name: &str) -> Vec<u64> {
-    let text = text.replace(" =", "=");
-    let Some(values) = text.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
-    else {
-        return Vec::new();
-    };
-    let rest = &text[values.as_ptr() as usize - text.as_ptr() as usize..];
-    rest.split_whitespace().map_while(|word| u64::from_str_radix(word, 16).ok()).collect()
-}
-
-/// Compares the first vCPUs of a stream with those that the text beside it has.
-#[track_caller]
-fn check_registers(name: &str, vcpus: usize) {
-    let text = fs::read_to_string(data(&format!("{name}.registers.txt"))).unwrap();
-    let texts: Vec<&str> = text.split("CPU#").filter(|text| text.contains("CR0")).collect();
-    let state = Golden::unpack(name).place.ramlift(&["state", "--device", "cpu", "stream"]).json();
-    let cpus = state["devices"].as_array().unwrap();
-    assert_eq!(texts.len(), vcpus);
-    assert!(cpus.len() >= vcpus);
-    for (text, cpu) in texts.iter().zip(cpus) {
-        let at = |place: &str| cpu["state"].pointer(place).unwrap_or_else(|| panic!("no {place}"));
-        for (names, place) in NUMBERS {
-            let values = names.map(|name| registers(text, name));
-            let value = values.iter().find_map(|values| values.first()).unwrap();
-            assert_eq!(at(place), value, "{names:?}");
-        }
-        for (name, place) in SEGMENTS {
-            let parts = ["selector", "base", "limit", "flags"].map(|part| at(place)[part].as_u64().unwrap());
-            assert_eq!(parts.as_slice(), registers(text, name), "{name}");
-        }
-        for (name, place) in TABLES {
-            let parts = ["base", "limit"].map(|part| at(place)[part].as_u64().unwrap());
-            assert_eq!(parts.as_slice(), registers(text, name), "{name}");
-        }
-    }
-}
-
-#[test]
-fn registers_are_those_of_qemu_5_2() {
-    check_registers("pc-5.2-paused", 1);
-}
-
-#[test]
-fn registers_are_those_of_qemu_7_2() {
-    check_registers("pc-7.2-paused", 1);
-}
-
-#[test]
-fn registers_are_those_of_qemu_10_0() {
-    check_registers("pc-10.0-paused", 1);
-}
-
-#[test]
-fn registers_are_those_of_qemu_11_1() {
-    check_registers("pc-11.1-paused", 1);
-}
-
-#[test]
-fn registers_are_those_of_q35() {
-    check_registers("q35-10.0-paused", 1);
-}
-
-#[test]
-fn registers_are_those_of_both_vcpus_at_the_end_of_a_live_migration() {
-    check_registers("q35-11.1-live", 2);
-}
-
-#[test]
-fn registers_are_those_of_microvm() {
-    check_registers("microvm-10.0", 1);
-}
-
 #[test]
 fn every_stream_here_is_tested() {
-    let tests = [include_str!("golden.rs"), include_str!("multifd.rs")].concat();
+    let tests = [include_str!("golden.rs"), include_str!("multifd/main.rs")].concat();
     for name in manifest().as_object().unwrap().keys() {
         assert!(tests.contains(&format!("(\"{name}\"")), "{name}");
     }

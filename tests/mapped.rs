@@ -5,9 +5,9 @@ mod support;
 use std::os::unix::fs::MetadataExt;
 
 use ramlift::{BlockId, BlockOffset, ErrorKind, Page, Progress, Stream};
-use sha2::{Digest, Sha256};
 use support::cli::{Workplace, files_in, ramlift_within};
 use support::fixtures::{read_json, unpack};
+use support::hex::sha256;
 use support::synth::noise;
 
 const MAPPED: &str = "pc-11.1-mapped-ram";
@@ -363,8 +363,7 @@ fn a_background_snapshot_is_no_guest_of_zeros() {
     let manifest = place.json("out/manifest.json");
     for block in manifest["blocks"].as_array().unwrap() {
         let Some(file) = block["file"].as_str() else { continue };
-        let hash = Sha256::digest(place.read(&format!("out/{file}")));
-        let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        let hash = sha256(place.read(&format!("out/{file}")));
         let truth = &read_json("manifest.json")[name]["blocks"][block["idstr"].as_str().unwrap()];
         assert_eq!(truth["sha256"], hash, "{block}");
         assert_eq!(block["possibly_stale_pages"], 0);

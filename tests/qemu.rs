@@ -16,8 +16,8 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 use support::cli::ramlift_in;
+use support::hex::sha256;
 
 const QEMU: &str = "qemu-system-x86_64";
 const REQUIRE: &str = "RAMLIFT_REQUIRE_QEMU";
@@ -75,8 +75,7 @@ fn check_stream(place: &Path, row: &str, truth: &Value) {
         let Some(block) = known.get(image["idstr"].as_str().unwrap()) else { continue };
         let bytes = read(image["file"].as_str().unwrap());
         assert_eq!(bytes.len() as u64, block["bytes"], "{row}: {image}");
-        let hash: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hash, block["sha256"], "{row}: {image}");
+        assert_eq!(sha256(bytes), block["sha256"], "{row}: {image}");
     }
     // A main channel alone is not complete, nor can a QEMU load it.
     assert_eq!(truth["reloaded"] == true, !truth["channels"].is_array(), "{row}");

@@ -7,18 +7,14 @@ use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
 
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use support::cli::{Output, Workplace, files_in, ramlift_fed};
 use support::fixtures::{unpack, unpack_channels, unpack_file};
+use support::hex::sha256;
 use support::synth::{Block, Records, Synth, noise, small_stream};
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
 
 fn hash(function: &str, bytes: &[u8]) -> String {
     match function {
-        "sha256" => hex(&Sha256::digest(bytes)),
+        "sha256" => sha256(bytes),
         _ => blake3::hash(bytes).to_hex().to_string(),
     }
 }

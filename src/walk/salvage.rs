@@ -14,27 +14,24 @@
 //! The search goes over each byte once. What costs more, looking for the end
 //! of a device through all of the input, has a budget.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+mod described;
+mod search;
+
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use memchr::memmem;
-
 use super::{Walk, mapped};
-use crate::boundary::is_likely;
 use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::header::{read_configuration, read_magic};
 use crate::loss::{DoubtfulPage, Loss};
 use crate::progress::Progress;
-use crate::ram::block::RamLayout;
-use crate::ram::resync::{Attribution, FirstRecord, RecordSearch};
-use crate::ram::{PageRecord, PageSizeHint, RamReader};
+use crate::ram::resync::{Attribution, FirstRecord};
+use crate::ram::{PageRecord, PageSizeHint};
 use crate::section::{Footers, Handler, Section, SectionType, read_handler};
 use crate::units::{BlockId, StreamOffset, index};
-use crate::vmstate::DeviceDesc;
-use crate::vmstate::locate::{self, Located};
 use crate::walked::{Walked, Warning};
-use crate::wire::{self, limit, record};
+use crate::wire::{limit, record};
 
 /// How far the footer of a device is looked for that nothing describes.
 const UNDESCRIBED_LEN: usize = 1 << 20;
@@ -229,48 +226,6 @@ impl<'a, 'p> Salvage<'a, 'p> {
         }
     }
 
-    /// Ends a device whose own bytes are whole, whatever became of those behind
-    /// it. Gives where the next record should be.
-    fn end_device(&mut self, failure: &Failure) -> Option<StreamOffset> {
-        let section = failure.section.as_ref().filter(|section| section.kind == SectionType::Full)?;
-        let body = self.cursor(section.body)?;
-        let end = self.described_end(section, body).or_else(|| self.first_footer(section, body))?;
-        let body_end = end.offset();
-        let mut behind = end;
-        behind.array::<5>().ok()?;
-        if !Footers::is_footer(&end, section.handler.section_id) {
-            let why = "the section does not end with its footer".to_owned();
-            let section = Some(section.handler.to_string());
-            self.note_loss(Loss { offset: body_end, len: 5, why, section, is_in_ram: false });
-        }
-        self.walk.sections.push(Section { body_end, ..section.clone() });
-        self.walk.full_count += 1;
-        Some(behind.offset())
-    }
-
-    /// Where a device ends by its description, if its footer stands there, or
-    /// what should stand behind its footer.
-    fn described_end(&self, section: &Section, mut body: Cursor<'a>) -> Option<Cursor<'a>> {
-        let Handler { idstr, instance_id, section_id, .. } = &*section.handler;
-        let desc = &self.walk.located.as_ref()?.desc;
-        let device = desc.device(self.walk.full_count, idstr.as_bytes(), *instance_id)?;
-        body.bytes(device.described_len()?).ok()?;
-        let mut behind = body;
-        behind.array::<5>().ok().filter(|_| self.walk.footers == Footers::Present)?;
-        (Footers::is_footer(&body, *section_id) || self.is_described(behind)).then_some(body)
-    }
-
-    /// Where a device's footer stands that nothing describes.
-    fn first_footer(&self, section: &Section, mut body: Cursor<'a>) -> Option<Cursor<'a>> {
-        if self.walk.located.is_some() || self.walk.footers != Footers::Present || self.vain_budget == 0 {
-            return None;
-        }
-        let near = body.rest().get(..UNDESCRIBED_LEN).unwrap_or(body.rest());
-        let len = memmem::find(near, &footer_of(&section.handler))?;
-        body.bytes(len as u64).ok()?;
-        Some(body)
-    }
-
     /// Notes what is known of a section that ends with a failure. Gives where
     /// to look for what comes behind.
     fn note_failure(&mut self, failure: &Failure) -> StreamOffset {
@@ -310,41 +265,6 @@ impl<'a, 'p> Salvage<'a, 'p> {
         let PageRecord { block, offset, payload, .. } = last;
         self.doubtful.push(DoubtfulPage { block, offset, pages: 1, payload });
         last.payload.checked_add(1)
-    }
-
-    /// Finds the description, to know what devices there are.
-    fn locate(&mut self, from: StreamOffset) {
-        if !self.walk.has_searched {
-            self.walk.has_searched = true;
-            let tail = self.walk.tail.take().filter(|tail| tail.eof > from);
-            let behind = self.cursor(from).unwrap_or(self.walk.cursor);
-            let mut all = locate::candidates(behind, |desc| !desc.devices.is_empty());
-            self.walk.located = all
-                .find(|located| self.is_preceded(from, located))
-                .or_else(|| tail.filter(|located| self.is_preceded(from, located)));
-        }
-        if let Some(located) = self.walk.located.as_ref().filter(|_| self.described.is_empty()) {
-            let devices = located.desc.devices.iter().enumerate().rev();
-            self.described = devices.filter_map(|(nth, device)| Some((header_of(device)?, nth))).collect();
-        }
-    }
-
-    /// Whether the last device that is described, or the first, stands before
-    /// the description. Else it is one that guest memory holds.
-    fn is_preceded(&self, from: StreamOffset, located: &Located<'_>) -> bool {
-        let devices = &located.desc.devices;
-        let ends = [devices.last(), devices.first()];
-        let before = index(from.0).zip(index(located.eof.0));
-        let Some(before) = before.and_then(|(from, eof)| self.walk.input.get(from..eof)) else {
-            return false;
-        };
-        ends.into_iter().flatten().filter_map(header_of).any(|header| {
-            /// Type byte and section id.
-            const HEAD_LEN: usize = 5;
-            memmem::rfind(before, &header)
-                .and_then(|at| before.get(at.checked_sub(HEAD_LEN)?))
-                .is_some_and(|byte| *byte == record::QEMU_VM_SECTION_FULL)
-        })
     }
 
     /// Notes that the bytes from a failure up to `end` are lost.
@@ -448,118 +368,6 @@ impl<'a, 'p> Salvage<'a, 'p> {
         (is_ram && cursor.be32().ok()? == id).then_some(cursor)
     }
 
-    /// Looks for where the walk can go on.
-    fn search(&self, from: StreamOffset, failure: &Failure) -> Option<Resume> {
-        let mut cursor = self.cursor(from)?;
-        let wants_records = self.is_in_ram(failure);
-        let mut records = self.walk.ram.search().filter(|_| wants_records);
-        let eof = self.walk.located.as_ref().map(|located| located.eof);
-        let mut undescribed = Budget(self.vain_budget);
-        loop {
-            let at = cursor.offset();
-            if Some(at) == eof {
-                return Some(Resume::Record(at));
-            }
-            let byte = cursor.peek()?;
-            if let Some(resume) = self.record_at(byte, cursor, &mut records, &mut undescribed) {
-                return Some(resume);
-            }
-            if byte == 0 && self.are_pages(cursor, &mut records) {
-                return Some(Resume::Pages(at));
-            }
-            cursor.u8().ok()?;
-        }
-    }
-
-    fn are_pages(&self, at: Cursor<'a>, records: &mut Option<RecordSearch<'_>>) -> bool {
-        let boundaries = self.walk.boundaries();
-        let Some((records, ram)) = records.as_mut().zip(self.ram.as_ref()) else { return false };
-        records.is_believable(at, |end| boundaries.is_section_end(end, ram.section_id, None))
-    }
-
-    /// Whether the walk can go on with a record at `at`, or behind a footer.
-    fn record_at(
-        &self,
-        byte: u8,
-        at: Cursor<'a>,
-        records: &mut Option<RecordSearch<'_>>,
-        undescribed: &mut Budget,
-    ) -> Option<Resume> {
-        let mut ahead = at;
-        ahead.u8().ok()?;
-        let is_record = match byte {
-            record::QEMU_VM_SECTION_FOOTER if self.walk.footers != Footers::Absent => {
-                let is_known = self.walk.handlers.get(ahead.be32().ok()?).is_some();
-                if ahead.peek() == Some(record::QEMU_VM_SECTION_FULL) && self.vain_budget == 0 {
-                    return None;
-                }
-                let is_end = is_known && self.walk.boundaries().is_record(ahead, None);
-                return (is_end || self.is_described(ahead)).then_some(Resume::Record(ahead.offset()));
-            }
-            record::QEMU_VM_SECTION_PART | record::QEMU_VM_SECTION_END => {
-                let id = ahead.be32().ok()?;
-                let is_ram = self.ram.as_ref().is_some_and(|ram| ram.section_id == id);
-                is_ram && self.walk.handlers.is_iterating(id) && self.are_pages(ahead, records)
-            }
-            record::QEMU_VM_SECTION_START => self.is_ram_start(ahead, undescribed),
-            record::QEMU_VM_SECTION_FULL => {
-                self.vain_budget > 0 && (self.is_described(at) || self.is_whole_device(at, undescribed))
-            }
-            _ => false,
-        };
-        is_record.then_some(Resume::Record(at.offset()))
-    }
-
-    /// Whether this is the header of a device that is described and has not
-    /// been read.
-    fn is_described(&self, at: Cursor<'_>) -> bool {
-        let mut ahead = at;
-        let is_new = ahead.u8().is_ok() && ahead.be32().is_ok_and(|id| !self.seen.contains(&id));
-        is_new && self.described_at(at).is_some()
-    }
-
-    /// Which of the described devices has its header here.
-    fn described_at(&self, mut at: Cursor<'_>) -> Option<usize> {
-        at.array::<5>().ok().filter(|head| head.first() == Some(&record::QEMU_VM_SECTION_FULL))?;
-        let header = at.rest().get(..usize::from(at.peek()?) + 5)?;
-        self.described.get(header).copied()
-    }
-
-    /// Whether this is a device of which nothing but its footer tells: only
-    /// where there is no description.
-    fn is_whole_device(&self, mut at: Cursor<'a>, budget: &mut Budget) -> bool {
-        if self.walk.located.is_some() || self.walk.footers != Footers::Present || at.u8().is_err() {
-            return false;
-        }
-        let Ok(handler) = read_handler(&mut at) else { return false };
-        if !is_likely(&handler) || self.seen.contains(&handler.section_id) {
-            return false;
-        }
-        let body = at.rest().get(..UNDESCRIBED_LEN).unwrap_or(at.rest());
-        let footer = footer_of(&handler);
-        budget.spend(body.len() as u64)
-            && memmem::find_iter(body, &footer).any(|len| {
-                let mut end = at;
-                let is_end = end.bytes(len as u64).is_ok();
-                is_end && self.walk.boundaries().is_section_end(end, handler.section_id, None)
-            })
-    }
-
-    /// Whether this is the header of `ram`, with a block list behind it.
-    fn is_ram_start(&self, mut at: Cursor<'a>, budget: &mut Budget) -> bool {
-        if self.walk.ram.has_started() {
-            return false;
-        }
-        let Ok(handler) = read_handler(&mut at) else { return false };
-        let is_ram = handler.idstr == *"ram" && handler.version_id == wire::RAM_VERSION;
-        let progress = Progress::new();
-        let mut trial = RamReader::new(self.walk.input, PageSizeHint::Unknown, &progress);
-        let start = at.remaining();
-        is_ram
-            && trial.read_list(&mut at, handler.version_id, RamLayout::default()).is_ok()
-            && budget.spend(start - at.remaining())
-    }
-
     fn finish(self) -> Walked<'a> {
         let mut walked = self.walk.finish();
         walked.losses = self.losses;
@@ -582,49 +390,8 @@ impl<'a, 'p> Salvage<'a, 'p> {
             );
             walked.warnings.push(Warning { offset: None, text, is_loss: true });
         }
-        walked.described = described_sections(&walked);
+        walked.described = described::described_sections(&walked);
         walked.doubtful.extend(self.doubtful);
         walked
     }
-}
-
-/// Bytes that may still be looked at in vain.
-struct Budget(u64);
-
-impl Budget {
-    fn spend(&mut self, bytes: u64) -> bool {
-        let left = self.0.checked_sub(bytes);
-        self.0 = left.unwrap_or(0);
-        left.is_some()
-    }
-}
-
-/// Which description each FULL section has: the next one of its name, as some
-/// between may be lost.
-fn described_sections(walked: &Walked<'_>) -> Option<Vec<Option<usize>>> {
-    let mut by_header: HashMap<Box<[u8]>, VecDeque<usize>> = HashMap::new();
-    for (nth, device) in walked.description.as_ref()?.desc.devices.iter().enumerate() {
-        by_header.entry(header_of(device)?).or_default().push_back(nth);
-    }
-    let full = walked.sections.iter().filter(|section| section.kind == SectionType::Full);
-    let find = |section: &Section| -> Option<usize> {
-        let Handler { idstr, instance_id, .. } = &*section.handler;
-        by_header.get_mut(&*header(idstr.as_bytes(), *instance_id)?)?.pop_front()
-    };
-    Some(full.map(find).collect())
-}
-
-/// The footer of a handler's sections.
-fn footer_of(handler: &Handler) -> Vec<u8> {
-    [[record::QEMU_VM_SECTION_FOOTER].as_slice(), &handler.section_id.to_be_bytes()].concat()
-}
-
-/// Name and instance of a described device, as its section's header has them.
-fn header_of(device: &DeviceDesc) -> Option<Box<[u8]>> {
-    header(device.name.as_bytes(), device.instance_id)
-}
-
-fn header(name: &[u8], instance_id: u32) -> Option<Box<[u8]>> {
-    let len = u8::try_from(name.len()).ok()?;
-    Some([&[len], name, &instance_id.to_be_bytes()].concat().into())
 }

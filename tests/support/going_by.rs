@@ -5,7 +5,7 @@ use std::io::Cursor;
 
 use ramlift::{
     BlockFiles, BlockId, ErrorKind, ImageStore, Incoming, Kept, PageTaker, Progress, Ram, Result, Stream,
-    Stretch, scatter, scatter_stretch,
+    Stretch, image_len, scatter, scatter_stretch,
 };
 use tempfile::TempDir;
 
@@ -47,13 +47,16 @@ impl PageTaker for Images {
     }
 }
 
-/// The images of a stream that can be gone back to.
-fn images_of(ram: &Ram<'_>) -> Vec<Vec<u8>> {
+/// The images of a stream that can be gone back to, as the threads write them.
+#[track_caller]
+pub fn images_of(ram: &Ram<'_>) -> Vec<Vec<u8>> {
     let dir = tempfile::tempdir().unwrap();
     let ids: Vec<BlockId> = ram.blocks().map(|(id, ..)| id).collect();
     let path = |id: &BlockId| dir.path().join(id.0.to_string());
     let files = BlockFiles::create(ram, ids.iter().map(|id| (*id, path(id)))).unwrap();
-    scatter(ram, &ids, &files, &Progress::new()).unwrap();
+    let progress = Progress::new();
+    scatter(ram, &ids, &files, &progress).unwrap();
+    assert_eq!(progress.done(), image_len(ram, &ids), "progress ends at its total");
     ids.iter().map(|id| fs::read(path(id)).unwrap()).collect()
 }
 

@@ -12,6 +12,7 @@ pub mod cli;
 pub mod fault;
 pub mod fixtures;
 pub mod going_by;
+pub mod hex;
 pub mod hostile;
 pub mod kernel;
 pub mod naive;

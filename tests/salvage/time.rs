@@ -1,12 +1,10 @@
 //! `--salvage` of streams made to take long: each place of the input is looked
 //! at once.
 
-mod support;
-
 use std::time::{Duration, Instant};
 
+use crate::support::synth::{self, Block, Records, Synth};
 use ramlift::{Progress, Stream};
-use support::synth::{self, Block, Records, Synth};
 
 /// Checks that a stream takes no time that grows with the square of its size.
 fn check_time(bytes: &[u8]) {
