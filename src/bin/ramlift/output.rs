@@ -7,7 +7,7 @@
 //! from the first to the last of them, and the staging directory stays if not
 //! all could be moved.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, BufWriter, Write};
 use std::os::fd::OwnedFd;
@@ -155,8 +155,8 @@ impl Staging {
 
     /// The files that were given out: what each will be in the target, and where
     /// it is.
-    pub(crate) fn files(&self) -> Vec<(String, PathBuf)> {
-        let place = |file: &PathBuf| (file.to_string_lossy().into_owned(), self.temporary.path().join(file));
+    pub(crate) fn files(&self) -> Vec<(OsString, PathBuf)> {
+        let place = |file: &PathBuf| (file.clone().into_os_string(), self.temporary.path().join(file));
         self.files.iter().map(place).collect()
     }
 
