@@ -121,7 +121,7 @@ impl Staging {
 
     /// A path on the file system that is written to.
     pub(crate) fn place(&self) -> &Path {
-        self.temporary.path()
+        self.temporary.name()
     }
 
     /// Where to write the file that will be `relative` in the target. Makes
@@ -416,7 +416,7 @@ impl StagedFile {
 
     /// As [`Staging::place`].
     pub(crate) fn place(&self) -> &Path {
-        self.temporary.path()
+        self.temporary.name()
     }
 
     /// Writes the manifest.
