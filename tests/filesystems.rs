@@ -247,6 +247,29 @@ fn blocks_whose_names_differ_in_case_alone_are_kept_apart_where_there_is_none() 
 }
 
 #[test]
+fn whatever_the_system_says_is_said_by_its_number() {
+    const ESTALE: i32 = 116;
+    let [stream, _] = streams();
+    let ways: [&[&str]; 2] = [&["-o", "out"], &["-o", "out", "--format", "raw", "--map", "main.ram@0"]];
+    for way in ways {
+        let args = [&["extract", "stream", "-q"], way].concat();
+        let mut failed = 0;
+        at_every_call(
+            &args,
+            Fault::Errno(ESTALE),
+            || Workplace::with(&stream),
+            |_, nth, ended| {
+                if ended.code != Some(0) {
+                    assert!(ended.stderr.contains("(os error 116)"), "call {nth}: {ended:?}");
+                    failed += 1;
+                }
+            },
+        );
+        assert!(failed > 5, "{failed}");
+    }
+}
+
+#[test]
 fn names_that_a_file_system_does_not_have_are_refused_with_a_hint() {
     const EINVAL: i32 = 22;
     let [stream, _] = streams();
