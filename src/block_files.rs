@@ -270,6 +270,8 @@ impl ImageStore for BlockFiles {
 
 #[cfg(test)]
 mod tests {
+    mod faults;
+
     use super::*;
     use crate::extract::scatter;
     use crate::progress::Progress;

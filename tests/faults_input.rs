@@ -6,10 +6,10 @@ mod support;
 
 use std::fs::{self, File, FileTimes};
 use std::os::unix::fs::MetadataExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
-use support::cli::{Workplace, entries_of, ramlift_in};
+use support::cli::{Workplace, binary, entries_of, ramlift_in};
 use support::fault::{Ended, Fault, at_every_call, ramlift_with};
 use support::synth::{Block, Records, Synth, noise, small_stream};
 
@@ -183,6 +183,28 @@ fn input_is_not_changed_nor_its_times() {
         );
     }
     assert_eq!(place.read("stream"), small_stream().finish());
+}
+
+#[test]
+fn a_file_as_standard_input_keeps_its_times_too() {
+    let commands: [&[&str]; 4] = [
+        &["info", "-"],
+        &["state", "-"],
+        &["extract", "-q", "-", "-o", "out", "--hash", "sha256"],
+        &["extract", "-q", "-", "-o", "core", "--format", "elf", "--map", "main.ram@0"],
+    ];
+    for args in commands {
+        let place = Workplace::with(&stream());
+        let file = File::open(place.join("stream")).unwrap();
+        file.set_times(long_ago()).unwrap();
+        let before = file.metadata().unwrap();
+        let mut command = Command::new(binary());
+        command.args(args).current_dir(&place).stdin(file).stdout(Stdio::null());
+        assert!(command.status().unwrap().success(), "{args:?}");
+        let after = fs::metadata(place.join("stream")).unwrap();
+        let times = |file: &fs::Metadata| (file.atime(), file.atime_nsec(), file.mtime(), file.ctime_nsec());
+        assert_eq!(times(&before), times(&after), "{args:?}");
+    }
 }
 
 /// A block device that is shorter than it says.

@@ -59,6 +59,7 @@ fn the_manifest_says_what_is_where() {
     let version = version.text().trim().strip_prefix("ramlift ").unwrap();
     let expected = json!({
         "ramlift": version,
+        "manifest_version": 1,
         "format": "blocks",
         "source": {"path": "stream", "size": bytes.len(), "layers": ["QEVM"], "snapshot": null},
         "machine": "synth-1.0",

@@ -9,6 +9,7 @@
 
 pub mod channel;
 pub mod cli;
+pub mod disk;
 pub mod fault;
 pub mod fixtures;
 pub mod going_by;

@@ -1,7 +1,10 @@
 //! The command line.
 
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ramlift::physical::MapHint;
 use ramlift::{BlockOffset, PhysicalAddress};
@@ -119,7 +122,7 @@ pub(crate) struct ExtractArgs {
     pub(crate) blocks: Vec<String>,
     /// The file that a RAM block was shared through, for a stream without it
     /// (capability x-ignore-shared); may be given again
-    #[arg(long = "shared-file", value_name = "IDSTR=PATH", value_parser = parse_shared_file)]
+    #[arg(long = "shared-file", value_name = "IDSTR=PATH", value_parser = OsStringValueParser::new().try_map(parse_shared_file))]
     pub(crate) shared_files: Vec<SharedFile>,
     /// Write an image of each block device whose content is in the stream
     /// (block migration, QEMU up to 9.0)
@@ -269,9 +272,15 @@ pub(crate) struct SharedFile {
     pub(crate) path: PathBuf,
 }
 
-fn parse_shared_file(text: &str) -> Result<SharedFile, String> {
-    let (idstr, path) = text.split_once('=').ok_or("expected IDSTR=PATH")?;
-    Ok(SharedFile { idstr: idstr.to_owned(), path: path.into() })
+fn parse_shared_file(text: OsString) -> Result<SharedFile, &'static str> {
+    const SHAPE: &str = "expected IDSTR=PATH";
+    let bytes = text.as_bytes();
+    let at = bytes.iter().position(|byte| *byte == b'=').ok_or(SHAPE)?;
+    let (idstr, path) = bytes.split_at_checked(at).ok_or(SHAPE)?;
+    // Blocks are named as they are shown, which is text.
+    let idstr = std::str::from_utf8(idstr).map_err(|_| SHAPE)?.to_owned();
+    let path = OsStr::from_bytes(path.get(1..).unwrap_or_default()).into();
+    Ok(SharedFile { idstr, path })
 }
 
 #[derive(Args)]

@@ -17,6 +17,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use serde_json::Value;
 
 use crate::hash::next_data;
+use crate::os_text::RecordedPath;
 
 /// Bytes that are read and compared at a time.
 const STEP: usize = 64 << 10;
@@ -35,9 +36,9 @@ impl OutputDir {
     }
 
     /// Opens a file in it, which has to be a plain one.
-    pub(crate) fn file(&self, relative: &str) -> io::Result<File> {
+    pub(crate) fn file(&self, relative: impl AsRef<Path>) -> io::Result<File> {
         let outside = || io::Error::other("is no plain path inside the directory");
-        let names = Path::new(relative).components().map(|component| match component {
+        let names = relative.as_ref().components().map(|component| match component {
             Component::Normal(name) => Ok(name),
             _ => Err(outside()),
         });
@@ -117,7 +118,7 @@ impl fmt::Display for Difference {
 /// A file, compared in pieces that come in any order.
 pub(crate) struct Expected<'o> {
     output: &'o OutputDir,
-    pub(crate) path: String,
+    pub(crate) path: RecordedPath,
     len: u64,
     met: Mutex<Met>,
 }
@@ -130,8 +131,8 @@ struct Met {
 
 impl<'o> Expected<'o> {
     /// A file that should have `len` bytes.
-    pub(crate) fn new(output: &'o OutputDir, path: &str, len: u64) -> Self {
-        Self { output, path: path.to_owned(), len, met: Mutex::default() }
+    pub(crate) fn new(output: &'o OutputDir, path: &RecordedPath, len: u64) -> Self {
+        Self { output, path: path.clone(), len, met: Mutex::default() }
     }
 
     /// Expects `data` at `at`. Not twice the same place.

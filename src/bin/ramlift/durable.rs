@@ -44,17 +44,35 @@ pub(crate) fn sync(root: &Path, files: &[PathBuf]) -> Result<(), Failure> {
         let path = root.join(file);
         sync_path(&path)?;
     }
+    sync_directories(root, files)
+}
+
+/// Waits until it is on the disk what there is in the directories in `root` that
+/// `files` are in, or were.
+pub(crate) fn sync_directories(root: &Path, files: &[PathBuf]) -> Result<(), Failure> {
     let mut directories: Vec<&Path> = files.iter().flat_map(|file| file.ancestors().skip(1)).collect();
     directories.sort_unstable();
     directories.dedup();
-    directories.into_iter().try_for_each(|directory| sync_path(&root.join(directory)))
+    // Without the slash behind `root` itself.
+    let place = |directory: &Path| root.join(directory).components().collect();
+    let directories = directories.into_iter().map(place).filter(|path: &PathBuf| path.is_dir());
+    directories.into_iter().try_for_each(|directory| sync_path(&directory))
 }
 
 /// Waits until a file, or the names in a directory, are on the disk.
-pub(crate) fn sync_path(path: &Path) -> Result<(), Failure> {
+fn sync_path(path: &Path) -> Result<(), Failure> {
     match File::open(path).and_then(|file| file.sync_all()) {
         // Not all file systems have something to do for a directory.
         Err(error) if error.kind() == io::ErrorKind::InvalidInput && path.is_dir() => Ok(()),
         synced => synced.map_err(Failure::file(path)),
     }
+}
+
+/// Waits until it is on the disk that `target` is in `directory`.
+pub(crate) fn sync_place(directory: &Path, target: &Path) -> Result<(), Failure> {
+    sync_path(directory).map_err(|failure| {
+        failure.map_text(|text| {
+            format!("{text}; {} is in its place, but maybe not so on the disk", target.display())
+        })
+    })
 }

@@ -20,6 +20,7 @@ use crate::args::ExtractArgs;
 use crate::exit::Failure;
 use crate::hash::{self, Algorithm, Hasher};
 use crate::layers::Origin;
+use crate::os_text::RecordedPath;
 use crate::{inputs, source};
 
 /// Bytes that are read at a time of what the work left unread.
@@ -41,7 +42,8 @@ pub(crate) enum Role {
 pub(crate) struct InputEntry {
     pub(crate) role: Role,
     /// As it was given.
-    pub(crate) path: String,
+    #[serde(flatten)]
+    pub(crate) path: RecordedPath,
     /// In bytes. Of what came by a pipe it is known if it was hashed.
     pub(crate) size: Option<u64>,
     /// When it was last written to: RFC 3339, UTC. None of a pipe.
@@ -128,7 +130,7 @@ impl Input {
         let modified = |metadata: &Metadata| Timestamp::try_from(metadata.modified().ok()?).ok();
         let entry = InputEntry {
             role,
-            path: path.to_string_lossy().into_owned(),
+            path: path.into(),
             size: metadata.as_ref().and_then(len),
             modified: metadata.as_ref().and_then(modified).map(|time| time.to_string()),
             device: metadata.as_ref().map(Metadata::dev),

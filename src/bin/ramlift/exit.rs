@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -106,11 +107,11 @@ impl Failure {
 
     /// A failure to write to the file `path`.
     pub(crate) fn file(path: &Path) -> impl Fn(io::Error) -> Self + '_ {
-        move |error| Self::system(format!("{}: {error}", path.display()), &error)
+        move |error| Self::system(format!("{}: {error}", path.display()), &error, Some(path))
     }
 
-    fn system(text: String, error: &io::Error) -> Self {
-        match system_hint(error) {
+    fn system(text: String, error: &io::Error, path: Option<&Path>) -> Self {
+        match system_hint(error).or_else(|| name_hint(error, path?)) {
             Some(hint) => Self::Hinted { text, hint },
             None => Self::Other(text),
         }
@@ -205,11 +206,25 @@ fn system_hint(error: &io::Error) -> Option<&'static str> {
     })
 }
 
+/// What can be tried where there is no file of such a name.
+fn name_hint(error: &io::Error, path: &Path) -> Option<&'static str> {
+    // QEMU's own names have colons.
+    const NOT_OF_DOS: &[u8] = b":*?\"<>|\\";
+    let has_any = || path.as_os_str().as_bytes().iter().any(|byte| NOT_OF_DOS.contains(byte));
+    (error.kind() == io::ErrorKind::InvalidInput && has_any()).then_some(
+        "FAT, exFAT and NTFS have no names with : and the like: write to another file system by -o, or leave the block out by --block, or write one file by --format",
+    )
+}
+
 impl From<ramlift::Error> for Failure {
     /// A failure that names its own file, if it has one.
     fn from(error: ramlift::Error) -> Self {
         match std::error::Error::source(&error).and_then(|cause| cause.downcast_ref()) {
-            Some(cause) => Self::system(chain(&error), cause),
+            Some(cause) => {
+                let path =
+                    if let ErrorKind::Io { path, .. } = error.kind() { Some(path.as_path()) } else { None };
+                Self::system(chain(&error), cause, path)
+            }
             None => Self::Other(chain(&error)),
         }
     }

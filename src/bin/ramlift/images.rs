@@ -150,7 +150,9 @@ impl<'t> Taker<'t> {
         let paths = self.images.files.iter().map(|(_, path)| path.clone());
         self.budget.watch(paths.clone());
         let files = self.images.blocks.iter().copied().zip(paths);
-        self.images.sink = Some(BlockFiles::create(ram, files)?);
+        let created = BlockFiles::create(ram, files);
+        let fail = |error| Failure::from(error).map_text(|text| self.staging.shown(text));
+        self.images.sink = Some(created.map_err(fail)?);
         Ok(())
     }
 
@@ -204,7 +206,8 @@ impl Images {
         };
         let supplied: Vec<BlockId> = self.blocks.iter().filter(is_shared).copied().collect();
         if let Some(sink) = &self.sink {
-            scatter(ram, &supplied, sink, &Progress::new())?;
+            let done = scatter(ram, &supplied, sink, &Progress::new());
+            done.map_err(|error| Failure::from(error).map_text(|text| staging.shown(text)))?;
         }
         let mut images = Vec::new();
         for (id, (name, path)) in self.blocks.into_iter().zip(self.files) {

@@ -10,6 +10,7 @@
     clippy::cast_sign_loss
 )]
 
+mod again;
 mod analyze_migration;
 mod args;
 mod block_devices;
@@ -31,11 +32,13 @@ mod layers;
 mod layout;
 mod manifest;
 mod memory;
+mod os_text;
 mod output;
 mod paths;
 mod physical;
 mod progress;
 mod raw;
+mod recorded;
 mod room;
 mod signals;
 mod snapshots;

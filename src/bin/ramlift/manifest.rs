@@ -4,6 +4,7 @@
 //! [`FileEntry`]: the same for each run, whatever the threads. What is of one
 //! run is in [`Run`].
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +21,7 @@ use crate::hash::{self, Algorithm};
 use crate::images::Status;
 use crate::info::{self, Coverage, Doubtful, Lost, Source};
 use crate::layers::Origin;
+use crate::os_text::{self, RecordedPath};
 use crate::terminal;
 
 /// The manifest of a directory.
@@ -28,9 +30,14 @@ pub(crate) const MANIFEST: &str = "manifest.json";
 /// What the name of a file's manifest ends with, behind the file's own.
 pub(crate) const SIDECAR: &str = ".manifest.json";
 
+/// The version of the manifest: another one if a key means something else, or
+/// if one has to be understood for the rest to be checked.
+pub(crate) const VERSION: u64 = 1;
+
 #[derive(Serialize)]
 struct Manifest<'c> {
     ramlift: &'static str,
+    manifest_version: u64,
     #[serde(flatten)]
     content: &'c Content,
     hash: Option<Algorithm>,
@@ -69,18 +76,36 @@ pub(crate) struct BlockEntry {
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct FileEntry {
     /// Relative to the manifest's directory.
-    pub(crate) path: String,
+    #[serde(flatten)]
+    pub(crate) path: RecordedPath,
     pub(crate) size: u64,
     pub(crate) hash: Option<String>,
 }
 
 /// What is of one run, and of no other.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(try_from = "RunKeys", into = "RunKeys")]
 pub(crate) struct Run {
     /// The command line behind the command's name.
-    pub(crate) arguments: Vec<String>,
+    pub(crate) arguments: Vec<OsString>,
     /// The directory that relative paths count from.
-    pub(crate) directory: String,
+    pub(crate) directory: PathBuf,
+    started: String,
+    finished: String,
+    threads: usize,
+    host: Host,
+}
+
+/// A run, as JSON has it.
+#[derive(Serialize, Deserialize)]
+struct RunKeys {
+    arguments: Vec<String>,
+    /// Those that are not UTF-8, each in its place, if there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    arguments_escaped: Option<Vec<Option<String>>>,
+    directory: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    directory_escaped: Option<String>,
     /// RFC 3339, UTC.
     started: String,
     finished: String,
@@ -88,7 +113,7 @@ pub(crate) struct Run {
     host: Host,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct Host {
     /// `little` or `big`.
     byte_order: String,
@@ -143,13 +168,54 @@ impl Run {
             architecture: std::env::consts::ARCH.to_owned(),
         };
         Self {
-            arguments: std::env::args_os().skip(1).map(|text| text.to_string_lossy().into_owned()).collect(),
-            directory: std::env::current_dir().unwrap_or_default().to_string_lossy().into_owned(),
+            arguments: std::env::args_os().skip(1).collect(),
+            directory: std::env::current_dir().unwrap_or_default(),
             started: started.to_string(),
             finished: Timestamp::now().to_string(),
             threads: rayon::current_num_threads(),
             host,
         }
+    }
+}
+
+impl From<Run> for RunKeys {
+    fn from(run: Run) -> Self {
+        let Run { arguments, directory, started, finished, threads, host } = run;
+        let escaped: Vec<_> = arguments.iter().map(|argument| os_text::escaped(argument)).collect();
+        Self {
+            arguments_escaped: escaped.iter().any(Option::is_some).then_some(escaped),
+            arguments: arguments.iter().map(|argument| os_text::shown(argument)).collect(),
+            directory_escaped: os_text::escaped(directory.as_os_str()),
+            directory: os_text::shown(directory.as_os_str()),
+            started,
+            finished,
+            threads,
+            host,
+        }
+    }
+}
+
+impl TryFrom<RunKeys> for Run {
+    type Error = String;
+
+    fn try_from(keys: RunKeys) -> Result<Self, String> {
+        let RunKeys { arguments, arguments_escaped, directory, directory_escaped, .. } = keys;
+        let RunKeys { started, finished, threads, host, .. } = keys;
+        let escaped = arguments_escaped.unwrap_or_else(|| vec![None; arguments.len()]);
+        if escaped.len() != arguments.len() {
+            let (of, count) = (arguments.len(), escaped.len());
+            return Err(format!("arguments_escaped has {count} elements, and arguments has {of}"));
+        }
+        let restore = |text, escaped| os_text::restore(text, escaped).map_err(|error| error.to_string());
+        let arguments = arguments.into_iter().zip(escaped).map(|(text, escaped)| restore(text, escaped));
+        Ok(Self {
+            arguments: arguments.collect::<Result<_, _>>()?,
+            directory: restore(directory, directory_escaped)?.into(),
+            started,
+            finished,
+            threads,
+            host,
+        })
     }
 }
 
@@ -173,12 +239,13 @@ pub(crate) fn make(
     content: &Content,
     origin: &Origin,
     evidence: &Evidence,
-    written: Vec<(String, PathBuf)>,
+    written: Vec<(OsString, PathBuf)>,
 ) -> Result<Text, Failure> {
     let algorithm = evidence.algorithm;
     let files = file_entries(written, algorithm)?;
     let manifest = Manifest {
         ramlift: env!("CARGO_PKG_VERSION"),
+        manifest_version: VERSION,
         content,
         hash: algorithm,
         inputs: evidence.finish(origin)?,
@@ -196,17 +263,17 @@ pub(crate) fn make(
 }
 
 fn file_entries(
-    mut written: Vec<(String, PathBuf)>,
+    mut written: Vec<(OsString, PathBuf)>,
     algorithm: Option<Algorithm>,
 ) -> Result<Vec<FileEntry>, Failure> {
     written.sort();
     let threads = rayon::current_num_threads();
-    let entry = |(name, path): (String, PathBuf)| {
+    let entry = |(name, path): (OsString, PathBuf)| {
         let file = File::open(&path).map_err(Failure::file(&path))?;
         let size = file.metadata().map_err(Failure::file(&path))?.len();
         let hash = algorithm.map(|algorithm| hash::of_file(&file, size, algorithm, threads));
         let hash = hash.transpose().map_err(Failure::file(&path))?;
-        Ok(FileEntry { path: name, size, hash })
+        Ok(FileEntry { path: RecordedPath::from(&name), size, hash })
     };
     written.into_par_iter().with_max_len(1).map(entry).collect()
 }

@@ -7,7 +7,7 @@
 //! from the first to the last of them, and the staging directory stays if not
 //! all could be moved.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, BufWriter, Write};
 use std::os::fd::OwnedFd;
@@ -21,11 +21,12 @@ use rustix::fs::{
 use rustix::io::Errno;
 use serde_json::Value;
 
+use crate::durable::{self, sync_place};
 use crate::exit::Failure;
 use crate::extract::{DESC, DOMAIN};
 use crate::manifest::{MANIFEST, SIDECAR};
 use crate::staging::{DIRECTORY_MODE, StagingDir, remove_leftovers, staged, take_turn};
-use crate::{durable, inputs, room};
+use crate::{inputs, room};
 
 /// The name of an earlier output's manifest in the staging directory: one that
 /// no encoded name is.
@@ -121,7 +122,7 @@ impl Staging {
 
     /// A path on the file system that is written to.
     pub(crate) fn place(&self) -> &Path {
-        self.temporary.path()
+        self.temporary.name()
     }
 
     /// Where to write the file that will be `relative` in the target. Makes
@@ -155,8 +156,8 @@ impl Staging {
 
     /// The files that were given out: what each will be in the target, and where
     /// it is.
-    pub(crate) fn files(&self) -> Vec<(String, PathBuf)> {
-        let place = |file: &PathBuf| (file.to_string_lossy().into_owned(), self.temporary.path().join(file));
+    pub(crate) fn files(&self) -> Vec<(OsString, PathBuf)> {
+        let place = |file: &PathBuf| (file.clone().into_os_string(), self.temporary.path().join(file));
         self.files.iter().map(place).collect()
     }
 
@@ -275,20 +276,32 @@ impl Staging {
         }
     }
 
-    /// The manifest is the last of the files.
+    /// The manifest is the last of the files. If power may fail, the disk has it
+    /// that there is none before it hears of another file, and of all others
+    /// before it hears of the new one: a file system may well put a later change
+    /// on the disk before an earlier one.
     fn move_files(&self) -> Result<(), Failure> {
+        let settle = |files: &[PathBuf]| match self.is_to_be_synced {
+            true => durable::sync_directories(&self.target, files),
+            false => Ok(()),
+        };
+        settle(&[MANIFEST.into()])?;
         for relative in self.stale.iter().filter(|relative| !self.files.contains(relative)) {
             self.remove(relative)?;
         }
-        for relative in &self.files {
-            let target = self.target.join(relative);
-            let name = relative.file_name().unwrap_or_default();
-            let from = self.temporary.path().join(relative);
-            let moved = open_directories(&self.target, relative)
-                .and_then(|directory| Ok(self.move_one(&from, &directory, name)?));
-            moved.map_err(Failure::file(&target))?;
-        }
-        Ok(())
+        let Some((last, others)) = self.files.split_last() else { return Ok(()) };
+        others.iter().try_for_each(|relative| self.move_file(relative))?;
+        settle(&[others, &self.stale].concat())?;
+        self.move_file(last)
+    }
+
+    fn move_file(&self, relative: &Path) -> Result<(), Failure> {
+        let target = self.target.join(relative);
+        let name = relative.file_name().unwrap_or_default();
+        let from = self.temporary.path().join(relative);
+        let moved = open_directories(&self.target, relative)
+            .and_then(|directory| Ok(self.move_one(&from, &directory, name)?));
+        moved.map_err(Failure::file(&target))
     }
 
     fn move_one(&self, from: &Path, directory: &OwnedFd, name: &OsStr) -> rustix::io::Result<()> {
@@ -322,6 +335,8 @@ impl Staging {
     }
 
     fn commit_directory(self) -> Result<(), Failure> {
+        let above = self.target.ancestors().skip(1).filter(|above| **above != *"");
+        let made: Vec<&Path> = above.take_while(|above| !above.is_dir()).collect();
         let above = parent(&self.target);
         fs::create_dir_all(&above).map_err(Failure::file(&above))?;
         let from = self.temporary.name();
@@ -338,7 +353,12 @@ impl Staging {
         let is_to_be_synced = self.is_to_be_synced;
         // Moved: there is nothing left to remove.
         let _ = self.temporary.keep();
-        if is_to_be_synced { sync_place(&above, &self.target) } else { Ok(()) }
+        if !is_to_be_synced {
+            return Ok(());
+        }
+        let there = parent(made.last().unwrap_or(&self.target.as_path()));
+        let above = made.into_iter().chain([there.as_path()]);
+        above.into_iter().try_for_each(|directory| sync_place(directory, &self.target))
     }
 
     fn was_moved(&self, path: &Path) -> Failure {
@@ -416,7 +436,7 @@ impl StagedFile {
 
     /// As [`Staging::place`].
     pub(crate) fn place(&self) -> &Path {
-        self.temporary.path()
+        self.temporary.name()
     }
 
     /// Writes the manifest.
@@ -564,15 +584,6 @@ fn open_directories(root: &Path, relative: &Path) -> io::Result<OwnedFd> {
         };
     }
     Ok(directory)
-}
-
-/// Waits until it is on the disk that `target` is in `directory`.
-fn sync_place(directory: &Path, target: &Path) -> Result<(), Failure> {
-    durable::sync_path(directory).map_err(|failure| {
-        failure.map_text(|text| {
-            format!("{text}; {} is in its place, but maybe not so on the disk", target.display())
-        })
-    })
 }
 
 /// The directory that `path` is in.

@@ -56,7 +56,7 @@ pub(crate) fn extract(args: &ExtractArgs, format: Format) -> Result<Exit, Failur
                 .map_err(|failure| failure.map_text(|text| staged.shown(text)))
         })
     })?;
-    let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = target.file_name().unwrap_or_default().to_owned();
     let text = manifest::make(&content, &origin, &evidence, vec![(name, staged.path())])?;
     staged.write_manifest(&text.bytes)?;
     let seal = text.seal(staged.manifest());

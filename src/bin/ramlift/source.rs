@@ -10,7 +10,7 @@ use std::path::Path;
 use ramlift::wrapper::Layer;
 use ramlift::wrapper::compression::BEHIND_DATA;
 use ramlift::{Error, ErrorKind, Incoming, Input, Kept, Progress, Stream};
-use rustix::fs::{Advice, fadvise};
+use rustix::fs::{Advice, OFlags, fadvise, fcntl_getfl, fcntl_setfl};
 
 use crate::args::{LayerArgs, SourceArgs};
 use crate::evidence::Reader;
@@ -166,7 +166,19 @@ fn stdin() -> io::Result<File> {
     let file = File::from(io::stdin().as_fd().try_clone_to_owned()?);
     // What is no pipe has no room, and a small one is only slower.
     let _ = rustix::pipe::fcntl_setpipe_size(&file, PIPE_LEN);
+    if file.metadata()?.is_file() {
+        keep_access_time(&file);
+    }
     Ok(file)
+}
+
+/// Has reads of an open file leave the time of its last access, if the system
+/// lets us have that. The file is not opened again for it: whoever shares the
+/// descriptor, as a shell's next command does, shall find it behind what was
+/// read here, and not every name of it may be opened.
+fn keep_access_time(file: &File) {
+    // Who may not have it reads all the same.
+    let _ = fcntl_getfl(file).and_then(|flags| fcntl_setfl(file, flags | OFlags::NOATIME));
 }
 
 /// A mapped stream as one that goes by. If it is hashed, all of the file goes by.

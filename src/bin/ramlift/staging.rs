@@ -87,8 +87,7 @@ impl StagingDir {
             .rand_bytes(SUFFIX_LEN)
             .permissions(Permissions::from_mode(DIRECTORY_MODE))
             .tempdir_in(place)
-            // Without the directory's name, which nobody asked for.
-            .map_err(|error| io::Error::from(error.kind()))?;
+            .map_err(without_path)?;
         Ok(match lock(temporary.path()) {
             Ok(Lock::Held(file)) => {
                 let path = path_into(&file).unwrap_or_else(|| temporary.path().to_owned());
@@ -132,6 +131,12 @@ impl StagingDir {
     pub(crate) fn keep(self) -> PathBuf {
         self.temporary.keep()
     }
+}
+
+/// What the system said, without the name of a directory that nobody asked for.
+fn without_path(error: io::Error) -> io::Error {
+    let text = error.to_string();
+    io::Error::new(error.kind(), text.split(" at path ").next().unwrap_or_default())
 }
 
 /// A path that leads into a directory whatever becomes of its name: who may

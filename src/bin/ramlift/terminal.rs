@@ -22,6 +22,24 @@ pub(crate) fn plain(line: &str) -> String {
     line.chars().map(|c| if Idstr::is_plain(c) { c } else { char::REPLACEMENT_CHARACTER }).collect()
 }
 
+/// Text of any length in a message: of what is too long, begin and end.
+pub(crate) struct Brief<'t>(pub(crate) &'t str);
+
+impl fmt::Display for Brief<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const HEAD: usize = 160;
+        const TAIL: usize = 40;
+        let text = self.0;
+        let count = text.chars().count();
+        if count <= HEAD + TAIL {
+            return f.write_str(text);
+        }
+        let head: String = text.chars().take(HEAD).collect();
+        let tail: String = text.chars().skip(count - TAIL).collect();
+        write!(f, "{head}[… {} characters …]{tail}", count - HEAD - TAIL)
+    }
+}
+
 /// Standard output, buffered. What is written must be flushed by [`finish`].
 pub(crate) fn stdout() -> BufWriter<StdoutLock<'static>> {
     BufWriter::with_capacity(1 << 16, io::stdout().lock())
