@@ -38,6 +38,7 @@ mod progress;
 mod raw;
 mod room;
 mod signals;
+mod single_file;
 mod snapshots;
 mod source;
 mod spool;

@@ -18,7 +18,7 @@ use crate::extract::{default_target, open_shared, supply_shared};
 use crate::images::Status;
 use crate::layers::Origin;
 use crate::manifest::{self, Content};
-use crate::output::StagedFile;
+use crate::single_file::StagedFile;
 use crate::{channels, info, layout, progress, room, source, terminal};
 
 /// Writes guest-physical memory as one file.
