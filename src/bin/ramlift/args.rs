@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ramlift::physical::MapHint;
 use ramlift::{BlockOffset, PhysicalAddress};
@@ -103,7 +104,7 @@ pub(crate) struct ExtractArgs {
     pub(crate) format: Format,
     /// Directory to write, or the file of one format [default: the stream's
     /// file name + ".extracted", or the format's name, in the current directory]
-    #[arg(short, long, value_name = "PATH")]
+    #[arg(short, long, value_name = "PATH", value_parser = output())]
     pub(crate) output: Option<PathBuf>,
     /// How --format kdump compresses
     #[arg(long, value_enum, value_name = "METHOD", default_value_t = Compress::Zstd)]
@@ -230,6 +231,14 @@ pub(crate) struct CpuArgs {
     /// Print JSON, as docs/json.md describes it
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Where output goes: not to a pipe.
+fn output() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| match path.as_os_str() == "-" {
+        true => Err("output is written here and there, so it is files, not standard output; a file of that name is ./-"),
+        false => Ok(path),
+    })
 }
 
 fn parse_map(text: &str) -> Result<MapHint, String> {

@@ -55,6 +55,7 @@ impl Staging {
     pub(crate) fn new(target: &Path, may_replace: bool) -> Result<Self, Failure> {
         // Without the `.` components, which have no parent.
         let target: PathBuf = target.components().collect();
+        refuse_dangling(&target)?;
         let mut manifests = Vec::new();
         remove_leftovers(&target, |left| {
             manifests.extend([MANIFEST, EARLIER].iter().filter_map(|name| fs::read(left.join(name)).ok()));
@@ -285,7 +286,7 @@ impl Staging {
             let from = self.temporary.path().join(relative);
             let moved = open_directories(&self.target, relative)
                 .and_then(|directory| Ok(self.move_one(&from, &directory, name)?));
-            moved.map_err(Failure::file(&target))?;
+            moved.map_err(not_moved(&target))?;
         }
         Ok(())
     }
@@ -329,8 +330,7 @@ impl Staging {
         }
         // Where the file system cannot promise that nothing is replaced, a
         // rename fails on all but an empty directory.
-        move_new(from, &self.target, || fs::rename(from, &self.target))
-            .map_err(Failure::file(&self.target))?;
+        move_new(from, &self.target, || fs::rename(from, &self.target)).map_err(not_moved(&self.target))?;
         if !self.temporary.is_at(&self.target) {
             return Err(self.was_moved(&self.target));
         }
@@ -390,12 +390,42 @@ pub(crate) fn in_the_way(there: &fs::Metadata, may_replace: bool) -> Option<&'st
     }
 }
 
+/// Fails if `path`, or a directory above it, is a symlink to nothing: what is
+/// made does not get through it.
+pub(crate) fn refuse_dangling(path: &Path) -> Result<(), Failure> {
+    let leads_nowhere = |path: &&Path| {
+        let is_there = path.metadata().map_err(|error| error.kind());
+        path.is_symlink() && matches!(is_there, Err(io::ErrorKind::NotFound))
+    };
+    let Some(symlink) = path.ancestors().find(leads_nowhere) else { return Ok(()) };
+    let to = fs::read_link(symlink).unwrap_or_default();
+    Err(Failure::Hinted {
+        text: format!("{}: is a symlink to {}, which is not there", symlink.display(), to.display()),
+        hint: "make that directory, or write to another by -o",
+    })
+}
+
 /// Moves a file or directory to where nothing is: what appeared there meanwhile
 /// is not replaced. `other` does it where the file system cannot promise that.
 pub(crate) fn move_new(from: &Path, to: &Path, other: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         Err(Errno::INVAL | Errno::NOSYS) => other(),
         moved => moved.map_err(io::Error::from),
+    }
+}
+
+/// The failure of moving something to `path`, where nothing was when the run
+/// began.
+pub(crate) fn not_moved(path: &Path) -> impl Fn(io::Error) -> Failure + '_ {
+    move |error| match Errno::from_io_error(&error) {
+        Some(Errno::EXIST | Errno::NOTEMPTY) => Failure::Hinted {
+            text: format!(
+                "{}: was made by another run, or by somebody else, while this one wrote",
+                path.display()
+            ),
+            hint: "what is there stays: run again with --force to replace it, or write to another by -o",
+        },
+        _ => Failure::file(path)(error),
     }
 }
 

@@ -109,6 +109,7 @@ pub(crate) fn with_file(
     let memory = PhysicalMemory::new(ram, &layout);
     let mut warnings = origin.warnings.clone();
     let file = File::of(args, args.format, stream, memory, &mut warnings)?;
+    file.check_len(&layout, ram)?;
     take(&file, memory)?;
     warnings.extend(info::warnings(stream));
     warnings.extend(layout::warnings(stream, &layout));
@@ -158,6 +159,25 @@ impl<'r, 'a> File<'r, 'a> {
     /// Whether memory is packed, so that nobody knows before how long it is.
     fn is_packed(&self) -> bool {
         matches!(self, Self::Avml(_) | Self::Kdump(_))
+    }
+
+    /// Fails if no file can be as long.
+    fn check_len(&self, layout: &Layout, ram: &Ram<'_>) -> Result<(), Failure> {
+        const LONGEST: u64 = i64::MAX.unsigned_abs();
+        let (Self::Plan(plan), Some(last)) = (self, layout.regions().last()) else { return Ok(()) };
+        if plan.file_len() <= LONGEST {
+            return Ok(());
+        }
+        let idstr = ram.block(last.block).map(|block| block.idstr.to_string()).unwrap_or_default();
+        Err(Failure::Hinted {
+            text: format!(
+                "RAM block \"{idstr}\" at {} to {}: the file would have {} bytes, and files have at most {LONGEST}",
+                last.range.start,
+                last.range.end,
+                plan.file_len()
+            ),
+            hint: "--map puts a block elsewhere, a part of it too; --format blocks writes each for itself, --format elf without what is between",
+        })
     }
 
     /// Whether there is room for what is not packed.

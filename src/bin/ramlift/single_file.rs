@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 use ramlift::create_new;
 
 use crate::exit::Failure;
-use crate::manifest::SIDECAR;
-use crate::output::{BEING_READ, EARLIER, in_the_way, move_new, parent, sync_place};
+use crate::manifest::{self, SIDECAR};
+use crate::output::{
+    BEING_READ, EARLIER, in_the_way, move_new, not_moved, parent, refuse_dangling, sync_place,
+};
 use crate::staging::{StagingDir, remove_leftovers, staged, take_turn};
 use crate::{durable, inputs};
 
@@ -34,13 +36,14 @@ impl StagedFile {
         let mut name = name.to_owned();
         name.push(SIDECAR);
         let manifest = target.with_file_name(name);
+        let place = parent(target);
+        refuse_dangling(&place)?;
+        check_the_way(target, &manifest, may_replace)?;
         for file in [target, &manifest] {
-            refuse_in_the_way(file, may_replace)?;
             if file.symlink_metadata().is_ok_and(|file| is_same_file(input, &file)) {
                 return Err(Failure::Other(format!("{}: in the way is {BEING_READ}", file.display())));
             }
         }
-        let place = parent(target);
         remove_leftovers(&place, |_| ());
         let temporary = StagingDir::make(&place)?;
         let is_to_be_synced = durable::is_needed(&place);
@@ -89,9 +92,7 @@ impl StagedFile {
     pub(crate) fn commit(self) -> Result<(), Failure> {
         inputs::close()?;
         // Files that were opened since, and by other names, are known now.
-        for target in [&self.target, &self.manifest] {
-            refuse_in_the_way(target, self.may_replace)?;
-        }
+        check_the_way(&self.target, &self.manifest, self.may_replace)?;
         if self.is_to_be_synced {
             let names =
                 [&self.target, &self.manifest].map(|path| path.file_name().unwrap_or_default().into());
@@ -112,7 +113,8 @@ impl StagedFile {
     /// A manifest of an earlier file is never beside this one.
     fn move_both(&self) -> Result<(), Failure> {
         let aside = self.temporary.path().join(EARLIER);
-        let is_aside = self.may_replace && fs::rename(&self.manifest, &aside).is_ok();
+        let may_go = self.may_replace || is_left_behind(&self.manifest, &self.target);
+        let is_aside = may_go && fs::rename(&self.manifest, &aside).is_ok();
         self.move_to(&self.target).inspect_err(|_| {
             if is_aside {
                 let _ = fs::rename(&aside, &self.manifest);
@@ -133,8 +135,26 @@ impl StagedFile {
             // A link fails where something is, too.
             false => move_new(&path, target, || fs::hard_link(&path, target)),
         };
-        moved.map_err(Failure::file(target))
+        moved.map_err(not_moved(target))
     }
+}
+
+/// Fails if something is where the file `target` or its manifest is to be, but for
+/// what may be replaced.
+fn check_the_way(target: &Path, manifest: &Path, may_replace: bool) -> Result<(), Failure> {
+    refuse_in_the_way(target, may_replace)?;
+    refuse_in_the_way(manifest, may_replace || is_left_behind(manifest, target))
+}
+
+/// Whether `manifest` is one of ours that tells of `target` alone, which is gone:
+/// somebody removed the file, and left what is said of it.
+fn is_left_behind(manifest: &Path, target: &Path) -> bool {
+    let is_gone =
+        |path: &Path| path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    is_gone(target)
+        && manifest.symlink_metadata().is_ok_and(|metadata| metadata.is_file())
+        && manifest::files_of(manifest).is_some_and(|files| files == [name])
 }
 
 /// Fails if something is where a file is to be, but for one that may be replaced.
