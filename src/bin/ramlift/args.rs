@@ -56,6 +56,10 @@ pub(crate) struct LayerArgs {
     /// `0x` is hex; takes K, M, G, T, or KiB and so on
     #[arg(long, value_name = "OFFSET", default_value = "0", hide_default_value = true, value_parser = size)]
     pub(crate) offset: u64,
+    /// Let what has to be unpacked into TMPDIR take no more than this, in bytes;
+    /// takes K, M, G, T [default: 64 MiB and 100 times the input's length]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) max_temp: Option<u64>,
     // By what a stream that comes once is hashed as it comes: for commands that
     // have an option of that name.
     #[arg(skip)]
@@ -163,6 +167,10 @@ pub(crate) struct VerifyArgs {
     /// Where the stream is now [default: where the manifest says]
     #[arg(long, value_name = "PATH")]
     pub(crate) stream: Option<PathBuf>,
+    /// Let what has to be unpacked into TMPDIR take no more than this, in bytes;
+    /// takes K, M, G, T [default: 64 MiB and 100 times the input's length]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) max_temp: Option<u64>,
     /// Number of threads [default: one for each core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,

@@ -187,9 +187,7 @@ fn system_hint(error: &io::Error) -> Option<&'static str> {
     const EIO: i32 = 5;
     const EFAULT: i32 = 14;
     Some(match error.kind() {
-        io::ErrorKind::StorageFull => {
-            "the file system is full: write to another by -o, or less by --block; temporary files go where TMPDIR says"
-        }
+        io::ErrorKind::StorageFull => "the file system is full: write to another by -o, or less by --block",
         io::ErrorKind::QuotaExceeded => {
             "your quota is used up: write to another file system by -o, or less by --block"
         }

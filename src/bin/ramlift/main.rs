@@ -44,6 +44,7 @@ mod source;
 mod spool;
 mod staging;
 mod state;
+mod temporary;
 mod terminal;
 mod verify;
 

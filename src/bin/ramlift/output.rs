@@ -23,8 +23,9 @@ use serde_json::Value;
 use crate::exit::Failure;
 use crate::extract::{DESC, DOMAIN};
 use crate::manifest::MANIFEST;
+use crate::room::Allowance;
 use crate::staging::{DIRECTORY_MODE, StagingDir, remove_leftovers, staged, take_turn};
-use crate::{durable, inputs, room};
+use crate::{durable, inputs};
 
 /// The name of an earlier output's manifest in the staging directory: one that
 /// no encoded name is.
@@ -37,8 +38,7 @@ pub(crate) struct Staging {
     may_replace: bool,
     temporary: StagingDir,
     is_to_be_synced: bool,
-    /// What may still be written, and what all of it may be.
-    allowed: Option<(u64, u64)>,
+    allowed: Allowance,
     files: Vec<PathBuf>,
     /// Manifests of earlier outputs, and of those that came to no end.
     manifests: Vec<Vec<u8>>,
@@ -95,7 +95,7 @@ impl Staging {
             may_replace,
             temporary,
             is_to_be_synced,
-            allowed: None,
+            allowed: Allowance::new(None),
             files,
             manifests,
             stale,
@@ -109,14 +109,12 @@ impl Staging {
 
     /// Allows no more than so many bytes of output.
     pub(crate) fn allow(&mut self, max: Option<u64>) {
-        self.allowed = max.map(|max| (max, max));
+        self.allowed = Allowance::new(max);
     }
 
     /// Counts bytes of output.
     pub(crate) fn spend(&mut self, len: u64) -> Result<(), Failure> {
-        let Some((left, max)) = &mut self.allowed else { return Ok(()) };
-        *left = left.checked_sub(len).ok_or_else(|| room::beyond("the output takes more", *max))?;
-        Ok(())
+        self.allowed.spend(len)
     }
 
     /// A path on the file system that is written to.
@@ -167,7 +165,7 @@ impl Staging {
         content: impl FnOnce(&mut BufWriter<Counted>) -> io::Result<()>,
     ) -> Result<(), Failure> {
         let path = self.file(relative)?;
-        let left = self.allowed.map_or(u64::MAX, |(left, _)| left);
+        let left = self.allowed.left().unwrap_or(u64::MAX);
         let write = || -> io::Result<u64> {
             let mut file = BufWriter::new(Counted { file: create_new(&path)?, len: 0, left });
             content(&mut file)?;
@@ -176,7 +174,9 @@ impl Staging {
         };
         match write() {
             Ok(len) => self.spend(len),
-            Err(error) if error.get_ref().is_some_and(|why| why.is::<Spent>()) => self.spend(u64::MAX),
+            Err(error) if error.get_ref().is_some_and(|why| why.is::<Spent>()) => {
+                Err(self.allowed.is_spent())
+            }
             Err(error) => Err(Failure::file(&self.target.join(relative))(error)),
         }
     }

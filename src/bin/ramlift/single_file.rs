@@ -13,6 +13,7 @@ use crate::manifest::{self, SIDECAR};
 use crate::output::{
     BEING_READ, EARLIER, in_the_way, move_new, not_moved, parent, refuse_dangling, sync_place,
 };
+use crate::room::Allowance;
 use crate::staging::{StagingDir, remove_leftovers, staged, take_turn};
 use crate::{durable, inputs};
 
@@ -23,13 +24,20 @@ pub(crate) struct StagedFile {
     may_replace: bool,
     is_to_be_synced: bool,
     temporary: StagingDir,
+    pub(crate) allowed: Allowance,
 }
 
 impl StagedFile {
     /// Prepares to write what comes out of `input` into the file `target`,
     /// which appears whole at the end. One that exists is replaced only with
-    /// `may_replace`, and never if it is `input`.
-    pub(crate) fn new(target: &Path, may_replace: bool, input: &Path) -> Result<Self, Failure> {
+    /// `may_replace`, and never if it is `input`. No more than `max_output` bytes
+    /// are written.
+    pub(crate) fn new(
+        target: &Path,
+        may_replace: bool,
+        input: &Path,
+        max_output: Option<u64>,
+    ) -> Result<Self, Failure> {
         let Some(name) = target.file_name() else {
             return Err(Failure::Other(format!("{}: has no file name", target.display())));
         };
@@ -47,7 +55,8 @@ impl StagedFile {
         remove_leftovers(&place, |_| ());
         let temporary = StagingDir::make(&place)?;
         let is_to_be_synced = durable::is_needed(&place);
-        Ok(Self { target: target.to_owned(), manifest, may_replace, is_to_be_synced, temporary })
+        let (target, allowed) = (target.to_owned(), Allowance::new(max_output));
+        Ok(Self { target, manifest, may_replace, is_to_be_synced, temporary, allowed })
     }
 
     /// As [`Staging::sync`](crate::output::Staging::sync).
@@ -61,7 +70,8 @@ impl StagedFile {
     }
 
     /// Writes the manifest.
-    pub(crate) fn write_manifest(&self, bytes: &[u8]) -> Result<(), Failure> {
+    pub(crate) fn write_manifest(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.allowed.spend(bytes.len() as u64)?;
         let path = self.staged(&self.manifest);
         let write = || create_new(&path)?.write_all(bytes);
         write().map_err(Failure::file(&self.manifest))

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use clap::Parser;
 use indexmap::IndexSet;
 use ramlift::physical::{PhysicalMemory, Plan, scatter_file};
-use ramlift::{BlockId, Error, Progress, Ram, Stream, image_len, scatter};
+use ramlift::{BlockId, Error, Ram, Stream, image_len, scatter};
 use rayon::prelude::*;
 use serde::Deserialize;
 use serde_json::Value;
@@ -32,7 +32,7 @@ use crate::images::{self, choose_blocks};
 use crate::layers::Origin;
 use crate::manifest::{Content, FileEntry, MANIFEST, Run, SIDECAR};
 use crate::state::{Chosen, write_report};
-use crate::{block_devices, channels, physical, progress, source, terminal};
+use crate::{block_devices, channels, physical, progress, source, temporary, terminal};
 
 /// What a manifest says.
 #[derive(Deserialize)]
@@ -192,6 +192,11 @@ impl Check<'_> {
         let again = Again { output: self.output, file, args: &extraction, is_quiet: self.args.quiet };
         let content = match again.compare(report) {
             Ok(content) => content,
+            // Of the machine, or of what it may take: the files can be as they should.
+            Err(Failure::Hinted { text, hint }) => {
+                report.cannot_check(format!("against the stream: {text}; {hint}"));
+                return self.without_stream(report);
+            }
             Err(failure) => {
                 report.differs(format!("cannot be made again from the stream: {failure}"));
                 return Ok(());
@@ -236,6 +241,8 @@ impl Check<'_> {
             }
             None => placed(stream),
         };
+        // What a manifest allows is what its maker had room for.
+        extraction.source.layers.max_temp = self.args.max_temp;
         extraction.source.channels.iter_mut().for_each(|path| *path = placed(path));
         extraction.shared_files.iter_mut().for_each(|file| file.path = placed(&file.path));
         Ok(extraction)
@@ -521,8 +528,8 @@ impl Again<'_> {
         Ok(())
     }
 
-    /// Compares a file of guest-physical memory. One that packs is made again in
-    /// the system's directory for such (`TMPDIR`).
+    /// Compares a file of guest-physical memory. One that packs is made again, as
+    /// a temporary file.
     fn single_file(
         &self,
         stream: &Stream<'_>,
@@ -570,11 +577,8 @@ impl Again<'_> {
         packed: &physical::File<'_, '_>,
         memory: PhysicalMemory<'_, '_>,
     ) -> Result<Expected<'_>, Failure> {
-        let temporary = tempfile::tempdir().map_err(Failure::file(&std::env::temp_dir()))?;
-        let path = temporary.path().join("packed");
-        packed.write(memory, &path, None, &Progress::new())?;
-        let file = fs::File::open(&path).map_err(Failure::file(&path))?;
-        let len = file.metadata().map_err(Failure::file(&path))?.len();
+        let file = packed.write_again(memory, &self.args.source)?;
+        let len = file.metadata().map_err(Failure::file(&temporary::directory()))?.len();
         let expected = Expected::new(self.output, name, len);
         expect_file(&expected, &file).map_err(Failure::file(&self.output.path.join(name)))?;
         Ok(expected)
