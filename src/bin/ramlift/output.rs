@@ -175,7 +175,7 @@ impl Staging {
         match write() {
             Ok(len) => self.spend(len),
             Err(error) if error.get_ref().is_some_and(|why| why.is::<Spent>()) => {
-                Err(self.allowed.is_spent())
+                Err(self.allowed.exceeded())
             }
             Err(error) => Err(Failure::file(&self.target.join(relative))(error)),
         }

@@ -56,7 +56,7 @@ pub(crate) fn extract(args: &ExtractArgs, format: Format) -> Result<Exit, Failur
             };
             let len = file.progress_len(memory.ram(), memory.layout());
             progress::watch(bar, "writing", len, write).map_err(|unwritten| match unwritten {
-                Unwritten::TooLong => staged.allowed.is_spent(),
+                Unwritten::TooLong => staged.allowed.exceeded(),
                 Unwritten::Failed(error) => Failure::from(error).map_text(|text| staged.shown(text)),
             })?;
             if file.is_packed() { staged.allowed.spend(room::taken_by(&staged.path())) } else { Ok(()) }
@@ -216,7 +216,7 @@ impl<'r, 'a> File<'r, 'a> {
         let fixed = self.fixed_len();
         if self.is_packed() {
             return match staged.allowed.left().is_some_and(|left| fixed > left) {
-                true => Err(staged.allowed.is_spent()),
+                true => Err(staged.allowed.exceeded()),
                 false => room::check_free(fixed, staged.place()),
             };
         }

@@ -122,7 +122,7 @@ impl Allowance {
     }
 
     /// Why there is no more.
-    pub(crate) fn is_spent(&self) -> Failure {
+    pub(crate) fn exceeded(&self) -> Failure {
         beyond("the output takes more", self.left.map_or(0, |(_, max)| max))
     }
 }
