@@ -87,14 +87,15 @@ impl BlockFiles {
     ///
     /// # Errors
     /// [`ErrorKind::Io`] if a file exists already, or
-    /// cannot be made, or not as long as its block.
+    /// cannot be made, or not as long as its block; [`ErrorKind::Limit`] if no file
+    /// can be as long.
     pub fn create(ram: &Ram<'_>, files: impl IntoIterator<Item = (BlockId, PathBuf)>) -> Result<Self> {
         let mut paths: Vec<Option<PathBuf>> = ram.blocks().map(|_| None).collect();
         for (id, path) in files {
             let (Some(block), Some(slot)) = (ram.block(id), paths.get_mut(id.0)) else { continue };
-            create_new(&path).and_then(|file| file.set_len(block.used_length)).map_err(|source| {
+            create_of_len(&path, block.used_length).map_err(|kind| {
                 let what = format!("RAM block \"{}\" of {:#x} bytes", block.idstr, block.used_length);
-                Error::at(block.offset, ErrorKind::Io { path: path.clone(), source }).inside(what)
+                Error::at(block.offset, kind).inside(what)
             })?;
             *slot = Some(path);
         }
@@ -107,7 +108,7 @@ impl BlockFiles {
     /// # Errors
     /// As [`create`](Self::create).
     pub(crate) fn create_one(path: &Path, len: u64) -> Result<Self> {
-        create_new(path).and_then(|file| file.set_len(len)).map_err(|source| Error::io(path, source))?;
+        create_of_len(path, len).map_err(Error::new)?;
         Ok(Self {
             paths: vec![Some(path.to_owned())],
             open: Mutex::default(),
@@ -165,6 +166,17 @@ impl Shared {
         }
         true
     }
+}
+
+/// Creates a file of holes.
+fn create_of_len(path: &Path, len: u64) -> std::result::Result<(), ErrorKind> {
+    /// The system counts bytes of files by signed numbers.
+    const LONGEST: u64 = i64::MAX.unsigned_abs();
+    if len > LONGEST {
+        return Err(ErrorKind::Limit { what: "bytes of a file", met: len, bound: LONGEST });
+    }
+    let created = create_new(path).and_then(|file| file.set_len(len));
+    created.map_err(|source| ErrorKind::Io { path: path.to_owned(), source })
 }
 
 /// Creates a file that did not exist, for its owner alone.

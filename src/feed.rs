@@ -252,6 +252,12 @@ fn read_chunks(
     loop {
         // A chunk that was full before is not cleared again.
         let mut chunk = spares.try_recv().unwrap_or_default();
+        // The longest piece of memory that is asked for, and nobody's fault if
+        // there is none.
+        if chunk.try_reserve_exact((HEADROOM + len).saturating_sub(chunk.len())).is_err() {
+            let _ = chunks.send(Err(io::ErrorKind::OutOfMemory.into()));
+            return;
+        }
         chunk.resize(HEADROOM + len, 0);
         let read = read_full(&mut reader, chunk.get_mut(HEADROOM..).unwrap_or_default());
         let (filled, failure) = match read {

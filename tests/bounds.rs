@@ -6,9 +6,8 @@ mod support;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::Command;
 
-use support::cli::{Output, Workplace, binary, entries_of, files_in, ramlift_fed, ramlift_within};
+use support::cli::{Output, Workplace, entries_of, files_in, ramlift_fed, ramlift_within, with_mounts};
 use support::hostile::in_time;
 use support::synth::{Block, Records, Synth, noise};
 
@@ -70,6 +69,52 @@ fn more_than_is_allowed_is_not_begun() {
     }
     let output = place.ramlift(&["extract", "-q", "stream", "-o", "out", "--max-output", "1M", "--sync"]);
     output.expect_code(0);
+}
+
+#[test]
+fn heads_and_manifests_of_single_files_count_too() {
+    let place = Workplace::with(&stream(1));
+    for format in ["elf", "lime", "raw", "avml", "kdump"] {
+        let run = |max: Option<u64>| {
+            let max = max.map(|max| format!("--max-output={max}"));
+            let args = ["extract", "-q", "stream", "-o", "out", "--format", format, "--map=main.ram@0"];
+            place.ramlift(&args.into_iter().chain(max.as_deref()).collect::<Vec<_>>())
+        };
+        run(None).expect_code(0);
+        let [file, manifest] = ["out", "out.manifest.json"].map(|name| place.join(name).metadata().unwrap());
+        let remove = || {
+            fs::remove_file(place.join("out")).unwrap();
+            fs::remove_file(place.join("out.manifest.json")).unwrap();
+        };
+        remove();
+        let memory = PAGES << 12;
+        // Raw memory has no head.
+        assert_refused(&place, run(Some(memory - u64::from(format == "raw"))));
+        assert_refused(&place, run(Some(memory + manifest.len() / 2)));
+        // The limit is an argument, and those are in the manifest.
+        run(Some(file.len() + manifest.len() + 200)).expect_code(0);
+        remove();
+    }
+}
+
+/// A stream of so many pages of zeros.
+fn zeros(pages: u64) -> Vec<u8> {
+    let records = (1..pages)
+        .fold(Records::new().fill("main.ram", 0, 0), |records, page| records.next_fill(page << 12, 0));
+    Synth::machine().ram(&[Block::new("main.ram", pages << 12)], records).finish()
+}
+
+#[test]
+fn a_compressed_dump_whose_fixed_part_is_too_long_is_not_begun() {
+    // 24 bytes for each page, zero or not.
+    let place = Workplace::with(&zeros(100_000));
+    let script = "mkdir small && mount -t tmpfs -o size=2m none small && cp stream small; \"$0\" extract -q stream --format kdump --map main.ram@0 -o small/out; echo $?; ls small";
+    let args = ["extract", "-q", "stream", "-o", "out", "--format", "kdump", "--map", "main.ram@0"];
+    assert_refused(&place, place.ramlift(&[&args[..], &["--max-output", "2300K"]].concat()));
+    place.ramlift(&[&args[..], &["--max-output", "2700K"]].concat()).expect_code(0);
+    let Some((text, stderr)) = with_mounts(place.path(), script) else { return };
+    assert!(text == "1\nstream\n" && stderr.contains("takes 24"), "{text}{stderr}");
+    assert!(stderr.contains("hint: "), "{stderr}");
 }
 
 #[test]
@@ -191,16 +236,7 @@ fn what_does_not_fit_on_the_disk_is_not_begun() {
     .unwrap();
     fs::create_dir(place.join("small")).unwrap();
     let script = "mount -t tmpfs -o size=128k none small && for stream in stream zeros; do \"$0\" extract -q $stream -o small/$stream; echo $stream $?; done; ls -A small";
-    let run = |command: &mut Command| {
-        command.args(["sh", "-c", script]).arg(binary()).current_dir(place.path()).output()
-    };
-    let output = run(Command::new("unshare").args(["--mount", "--map-root-user"])).unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    if text.is_empty() {
-        eprintln!("SKIPPED: nothing can be mounted here: {stderr}");
-        return;
-    }
+    let Some((text, stderr)) = with_mounts(place.path(), script) else { return };
     assert!(stderr.contains("262144 bytes") && stderr.contains("131072 free"), "{stderr}");
     assert_eq!(text, "stream 1\nzeros 0\nzeros\n", "{stderr}");
 }

@@ -38,6 +38,11 @@ impl Plan {
         self.len
     }
 
+    /// Bytes of it that are not memory.
+    pub fn heads_len(&self) -> u64 {
+        self.heads.iter().map(|(_, bytes)| bytes.len() as u64).sum()
+    }
+
     /// Where in the file each region of the layout begins, in its order.
     pub fn region_offsets(&self) -> &[u64] {
         &self.regions

@@ -83,6 +83,21 @@ fn feed(command: &mut Command, input: &[u8]) -> Output {
     })
 }
 
+/// Runs a script in a namespace where it can mount; `$0` is the command. None if
+/// there is none to be had.
+pub fn with_mounts(dir: &Path, script: &str) -> Option<(String, String)> {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--map-root-user", "sh", "-c", script]).arg(binary()).current_dir(dir);
+    let output = command.output().ok()?;
+    let [text, stderr] =
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).expect("output is UTF-8"));
+    if text.is_empty() {
+        eprintln!("SKIPPED: nothing can be mounted here: {stderr}");
+        return None;
+    }
+    Some((text, stderr))
+}
+
 /// The path of the command under test.
 pub fn binary() -> &'static OsStr {
     OsStr::new(env!("CARGO_BIN_EXE_ramlift"))

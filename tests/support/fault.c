@@ -9,6 +9,8 @@
  *
  *     errno:N      the call fails with N, and nothing else does
  *     errno:N+     so do all calls that need room on the disk from then on
+ *     thread:N     it and all that follow fail with N; only those are counted
+ *                  that make threads
  *     signal:N     the command is sent the signal; the call is made
  *     resize:PATH:LEN  the file is made that long; the call is made
  *
@@ -40,7 +42,7 @@
 static const int calls[] = {
 	SYS_openat,  SYS_mkdirat,   SYS_renameat2, SYS_linkat, SYS_unlinkat, SYS_write,
 	SYS_pwrite64, SYS_ftruncate, SYS_fallocate, SYS_fsync,  SYS_mmap,     SYS_flock,
-	SYS_copy_file_range,
+	SYS_copy_file_range, SYS_clone, SYS_clone3,
 #ifdef SYS_open
 	SYS_open,    SYS_mkdir,     SYS_rename,    SYS_link,   SYS_unlink,   SYS_rmdir,
 #endif
@@ -103,8 +105,12 @@ static int receive_fd(int socket)
 
 /* Whether it makes, fills, moves, syncs or maps a file: standard output and
  * what is only read are of no interest. */
-static int is_counted(const struct seccomp_data *data)
+static int is_counted(const struct seccomp_data *data, int counts_threads)
 {
+	int is_thread = data->nr == SYS_clone || data->nr == SYS_clone3;
+
+	if (is_thread || counts_threads)
+		return is_thread && counts_threads;
 	switch (data->nr) {
 #ifdef SYS_open
 	case SYS_open:
@@ -146,6 +152,7 @@ static void supervise(int listener, pid_t child, long nth, const char *action, l
 	struct seccomp_notif request;
 	struct seccomp_notif_resp response;
 	int number = 0, is_lasting = 0;
+	int counts_threads = sscanf(action, "thread:%d", &number) == 1;
 
 	if (sscanf(action, "errno:%d", &number) == 1)
 		is_lasting = action[strlen(action) - 1] == '+';
@@ -167,9 +174,10 @@ static void supervise(int listener, pid_t child, long nth, const char *action, l
 		memset(&response, 0, sizeof(response));
 		response.id = request.id;
 		response.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
-		if (is_counted(&request.data)) {
+		if (is_counted(&request.data, counts_threads)) {
 			int is_it = ++*count == nth;
-			int is_after = is_lasting && nth && *count > nth && needs_room(&request.data);
+			int is_after = nth && *count > nth &&
+				       (counts_threads || (is_lasting && needs_room(&request.data)));
 			int signal_number;
 			char path[4096];
 			long long length;

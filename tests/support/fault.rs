@@ -17,6 +17,9 @@ pub enum Fault {
     Errno(i32),
     /// So do all calls that need room on the disk from then on.
     ErrnoFrom(i32),
+    /// From then on no thread is to be had: what is counted is threads, and the
+    /// call for one fails with this `errno`.
+    NoThread(i32),
     /// The command is sent a signal.
     Signal(i32),
     /// The file `stream` is made that long.
@@ -57,6 +60,7 @@ pub fn ramlift_with(dir: &Path, args: &[&str], nth: u64, fault: Fault) -> Ended 
         Fault::None => "none".to_owned(),
         Fault::Errno(errno) => format!("errno:{errno}"),
         Fault::ErrnoFrom(errno) => format!("errno:{errno}+"),
+        Fault::NoThread(errno) => format!("thread:{errno}"),
         Fault::Signal(signal) => format!("signal:{signal}"),
         Fault::Resize(len) => format!("resize:{}:{len}", dir.join("stream").display()),
     };

@@ -1,11 +1,10 @@
 //! An extraction, made again to be checked: all that it makes is compared with
 //! what is there instead of written.
 
-use std::fs;
 use std::io::{self, Write};
 
 use ramlift::physical::{PhysicalMemory, Plan, scatter_file};
-use ramlift::{BlockId, Error, Progress, Ram, Stream, image_len, scatter};
+use ramlift::{BlockId, Error, Ram, Stream, image_len, scatter};
 use rayon::prelude::*;
 
 use crate::args::{ExtractArgs, Format};
@@ -18,7 +17,7 @@ use crate::manifest::Content;
 use crate::os_text::RecordedPath;
 use crate::state::{Chosen, write_report};
 use crate::verify::Report;
-use crate::{block_devices, channels, physical, progress, source};
+use crate::{block_devices, channels, physical, progress, source, temporary};
 
 /// An extraction, made again.
 pub(crate) struct Again<'c> {
@@ -158,8 +157,8 @@ impl Again<'_> {
         Ok(())
     }
 
-    /// Compares a file of guest-physical memory. One that packs is made again in
-    /// the system's directory for such (`TMPDIR`).
+    /// Compares a file of guest-physical memory. One that packs is made again, as
+    /// a temporary file.
     fn single_file(
         &self,
         stream: &Stream<'_>,
@@ -207,11 +206,8 @@ impl Again<'_> {
         packed: &physical::File<'_, '_>,
         memory: PhysicalMemory<'_, '_>,
     ) -> Result<Expected<'_>, Failure> {
-        let temporary = tempfile::tempdir().map_err(Failure::file(&std::env::temp_dir()))?;
-        let path = temporary.path().join("packed");
-        packed.write(memory, &path, None, &Progress::new())?;
-        let file = fs::File::open(&path).map_err(Failure::file(&path))?;
-        let len = file.metadata().map_err(Failure::file(&path))?.len();
+        let file = packed.write_again(memory, &self.args.source)?;
+        let len = file.metadata().map_err(Failure::file(&temporary::directory()))?.len();
         let expected = Expected::new(self.output, name, len);
         expect_file(&expected, &file).map_err(Failure::file(&self.output.path.join(name)))?;
         Ok(expected)

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::builder::{OsStringValueParser, PathBufValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ramlift::physical::MapHint;
 use ramlift::{BlockOffset, PhysicalAddress};
@@ -58,6 +58,10 @@ pub(crate) struct LayerArgs {
     /// `0x` is hex; takes K, M, G, T, or KiB and so on
     #[arg(long, value_name = "OFFSET", default_value = "0", hide_default_value = true, value_parser = size)]
     pub(crate) offset: u64,
+    /// Let what has to be unpacked into TMPDIR take no more than this, in bytes;
+    /// takes K, M, G, T [default: 64 MiB and 100 times the input's length]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) max_temp: Option<u64>,
     // By what a stream that comes once is hashed as it comes: for commands that
     // have an option of that name.
     #[arg(skip)]
@@ -106,7 +110,7 @@ pub(crate) struct ExtractArgs {
     pub(crate) format: Format,
     /// Directory to write, or the file of one format [default: the stream's
     /// file name + ".extracted", or the format's name, in the current directory]
-    #[arg(short, long, value_name = "PATH")]
+    #[arg(short, long, value_name = "PATH", value_parser = output())]
     pub(crate) output: Option<PathBuf>,
     /// How --format kdump compresses
     #[arg(long, value_enum, value_name = "METHOD", default_value_t = Compress::Zstd)]
@@ -165,6 +169,10 @@ pub(crate) struct VerifyArgs {
     /// Where the stream is now [default: where the manifest says]
     #[arg(long, value_name = "PATH")]
     pub(crate) stream: Option<PathBuf>,
+    /// Let what has to be unpacked into TMPDIR take no more than this, in bytes;
+    /// takes K, M, G, T [default: 64 MiB and 100 times the input's length]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) max_temp: Option<u64>,
     /// Number of threads [default: one for each core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
@@ -233,6 +241,14 @@ pub(crate) struct CpuArgs {
     /// Print JSON, as docs/json.md describes it
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Where output goes: not to a pipe.
+fn output() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| match path.as_os_str() == "-" {
+        true => Err("output is written here and there, so it is files, not standard output; a file of that name is ./-"),
+        false => Ok(path),
+    })
 }
 
 fn parse_map(text: &str) -> Result<MapHint, String> {

@@ -2,7 +2,7 @@
 //! those are read, and unpacked where they are compressed, since such pages
 //! cannot be had one by one.
 
-use std::io::BufWriter;
+use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use ramlift::{Channel, ChannelPages, Input, MultifdCompression, Ram, Stream, TargetPageSize};
@@ -10,7 +10,11 @@ use rayon::prelude::*;
 
 use crate::args::SourceArgs;
 use crate::exit::Failure;
+use crate::temporary::{self, Bound, Temporary};
 use crate::{inputs, progress};
+
+/// Bytes of pages that are written at a time.
+const WRITE_LEN: usize = 1 << 20;
 
 /// Walks the stream in `input`, which `args` name, and hands it on with the
 /// pages of its channels.
@@ -23,7 +27,7 @@ pub(crate) fn with_channels<T>(
     let channels = args.channels.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
     let mut stream = progress::index_or_salvage(input, bar, args.salvage)?;
     let page_size = stream.ram().map(Ram::page_size);
-    let unpacked = unpack_all(&channels, page_size)?;
+    let unpacked = unpack_all(&channels, page_size, Bound::new(args.layers.max_temp))?;
     if !channels.is_empty() {
         stream.join(&pages(&channels, &unpacked)).map_err(Failure::input(input.path()))?;
     }
@@ -44,25 +48,36 @@ struct Unpacked<'i> {
 }
 
 /// Reads the channels in `inputs`, and unpacks them in parallel. What is
-/// unpacked is in files without names, in the system's directory for such
-/// (`TMPDIR`): as much as the channels hold pages.
-fn unpack_all(inputs: &[Input], page_size: Option<TargetPageSize>) -> Result<Vec<Unpacked<'_>>, Failure> {
+/// unpacked is in temporary files: as much as the channels hold pages.
+fn unpack_all(
+    inputs: &[Input],
+    page_size: Option<TargetPageSize>,
+    bound: Bound,
+) -> Result<Vec<Unpacked<'_>>, Failure> {
     let Some(page_size) = page_size.filter(|_| !inputs.is_empty()) else { return Ok(Vec::new()) };
-    inputs.par_iter().map(|input| unpack(input, page_size).map_err(Failure::input(input.path()))).collect()
+    inputs.par_iter().map(|input| unpack(input, page_size, bound)).collect()
 }
 
-fn unpack(input: &Input, page_size: TargetPageSize) -> ramlift::Result<Unpacked<'_>> {
-    let channel = Channel::parse(input.bytes(), page_size)?;
+fn unpack(input: &Input, page_size: TargetPageSize, bound: Bound) -> Result<Unpacked<'_>, Failure> {
+    let path = input.path();
+    let channel = Channel::parse(input.bytes(), page_size).map_err(Failure::input(path))?;
     if channel.compression() == MultifdCompression::None || channel.unpacked_len() == 0 {
         return Ok(Unpacked { channel, spool: None });
     }
-    let dir = std::env::temp_dir();
-    let fail = |source| ramlift::Error::io(&dir, source);
-    let mut file = BufWriter::new(tempfile::tempfile_in(&dir).map_err(fail)?);
-    channel.unpack(&mut file, &dir)?;
-    let file = file.into_inner().map_err(|error| fail(error.into_error()))?;
-    inputs::remember_temporary(&dir, &file).map_err(|source| ramlift::Error::io(&dir, source))?;
-    let spool = Some(Input::of_file(dir, &file)?);
+    let fail = |refused| temporary::failure(path, &refused);
+    let mut temporary = Temporary::new(bound, Some(channel.unpacked_len())).map_err(fail)?;
+    // Packets are of few pages as well.
+    let mut writer = BufWriter::with_capacity(WRITE_LEN, &mut temporary);
+    let unpacked = channel.unpack(&mut writer, path);
+    let flushed = unpacked.and_then(|()| writer.flush().map_err(|source| ramlift::Error::io(path, source)));
+    // What it could not write is nothing to try again when it is dropped.
+    drop(writer.into_parts());
+    flushed.map_err(|error| {
+        temporary::failure_of(&error, path).unwrap_or_else(|| Failure::input(path)(error))
+    })?;
+    let dir = temporary.dir().to_owned();
+    let file = temporary.finish().map_err(fail)?;
+    let spool = Some(Input::of_file(dir, &file).map_err(Failure::input(path))?);
     Ok(Unpacked { channel, spool })
 }
 

@@ -107,11 +107,11 @@ impl Failure {
 
     /// A failure to write to the file `path`.
     pub(crate) fn file(path: &Path) -> impl Fn(io::Error) -> Self + '_ {
-        move |error| Self::system(format!("{}: {error}", path.display()), &error, Some(path))
+        move |error| Self::system(format!("{}: {error}", path.display()), path, &error)
     }
 
-    fn system(text: String, error: &io::Error, path: Option<&Path>) -> Self {
-        match system_hint(error).or_else(|| name_hint(error, path?)) {
+    fn system(text: String, path: &Path, error: &io::Error) -> Self {
+        match system_hint(error).or_else(|| directory_hint(path, error)).or_else(|| name_hint(error, path)) {
             Some(hint) => Self::Hinted { text, hint },
             None => Self::Other(text),
         }
@@ -172,6 +172,9 @@ impl Failure {
         hints.extend(error.hint().map(str::to_owned));
         let of_system = std::error::Error::source(error).and_then(|cause| cause.downcast_ref());
         hints.extend(of_system.and_then(system_hint).map(str::to_owned));
+        if let (ErrorKind::Io { path, .. }, Some(cause)) = (error.kind(), of_system) {
+            hints.extend(directory_hint(path, cause).map(str::to_owned));
+        }
         if can_salvage {
             let text = "`ramlift extract --salvage` writes what is whole and lists what is lost; `info` and `state` take it too";
             hints.push(text.to_owned());
@@ -185,15 +188,16 @@ fn system_hint(error: &io::Error) -> Option<&'static str> {
     const EIO: i32 = 5;
     const EFAULT: i32 = 14;
     Some(match error.kind() {
-        io::ErrorKind::StorageFull => {
-            "the file system is full: write to another by -o, or less by --block; temporary files go where TMPDIR says"
-        }
+        io::ErrorKind::StorageFull => "the file system is full: write to another by -o, or less by --block",
         io::ErrorKind::QuotaExceeded => {
             "your quota is used up: write to another file system by -o, or less by --block"
         }
         io::ErrorKind::ReadOnlyFilesystem => "the file system is read-only: write to another by -o",
         io::ErrorKind::FileTooLarge => {
             "the file system, or `ulimit -f`, allows no file as long: write to another by -o, or leave the block out by --block"
+        }
+        io::ErrorKind::OutOfMemory => {
+            "there is too little memory, or `ulimit -v` allows too little: `extract --threads 1` takes the least"
         }
         _ if error.raw_os_error() == Some(EIO) => {
             "the device, or the server it is on, failed: the kernel's log tells more"
@@ -216,16 +220,21 @@ fn name_hint(error: &io::Error, path: &Path) -> Option<&'static str> {
     )
 }
 
+/// What can be tried where a path leads nowhere because where it counts from is
+/// gone.
+fn directory_hint(path: &Path, error: &io::Error) -> Option<&'static str> {
+    let is_gone = error.kind() == io::ErrorKind::NotFound
+        && path.is_relative()
+        && std::env::current_dir().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    is_gone.then_some("the current directory was removed: go to one that is there, or give absolute paths")
+}
+
 impl From<ramlift::Error> for Failure {
     /// A failure that names its own file, if it has one.
     fn from(error: ramlift::Error) -> Self {
-        match std::error::Error::source(&error).and_then(|cause| cause.downcast_ref()) {
-            Some(cause) => {
-                let path =
-                    if let ErrorKind::Io { path, .. } = error.kind() { Some(path.as_path()) } else { None };
-                Self::system(chain(&error), cause, path)
-            }
-            None => Self::Other(chain(&error)),
+        match error.kind() {
+            ErrorKind::Io { path, source } => Self::system(chain(&error), path, source),
+            _ => Self::Other(chain(&error)),
         }
     }
 }

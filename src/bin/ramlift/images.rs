@@ -104,8 +104,19 @@ pub(crate) fn write(
         scatter(ram, &written, &sink, progress)
     };
     let done = progress::watch(bar, "writing", image_len(ram, &written), write);
-    done.map_err(|error| Failure::from(error).map_text(|text| staging.shown(text)))?;
+    done.map_err(|error| of_images(error).map_text(|text| staging.shown(text)))?;
     Ok(images)
+}
+
+/// The failure of making images.
+fn of_images(error: Error) -> Failure {
+    match error.kind() {
+        ErrorKind::Limit { .. } => Failure::Hinted {
+            text: error.to_string(),
+            hint: "no guest has that much; --block writes other blocks",
+        },
+        _ => Failure::from(error),
+    }
 }
 
 /// Writes the pages of a stream that goes by.
@@ -150,9 +161,8 @@ impl<'t> Taker<'t> {
         let paths = self.images.files.iter().map(|(_, path)| path.clone());
         self.budget.watch(paths.clone());
         let files = self.images.blocks.iter().copied().zip(paths);
-        let created = BlockFiles::create(ram, files);
-        let fail = |error| Failure::from(error).map_text(|text| self.staging.shown(text));
-        self.images.sink = Some(created.map_err(fail)?);
+        let fail = |error| of_images(error).map_text(|text| self.staging.shown(text));
+        self.images.sink = Some(BlockFiles::create(ram, files).map_err(fail)?);
         Ok(())
     }
 

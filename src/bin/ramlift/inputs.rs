@@ -1,10 +1,12 @@
 //! The files that are read: opened so that nothing of them changes, and looked
 //! at again at the end, whether somebody else changed them.
 
+use std::collections::HashMap;
 use std::fs::{File, Metadata};
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -39,6 +41,9 @@ enum Kind {
 
 static OPENED: Mutex<Vec<Opened>> = Mutex::new(Vec::new());
 
+/// Bytes that came by a pipe.
+static PASSED: AtomicU64 = AtomicU64::new(0);
+
 fn opened() -> MutexGuard<'static, Vec<Opened>> {
     OPENED.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -60,6 +65,40 @@ pub(crate) fn remember(path: &Path, file: &File) -> io::Result<()> {
         false => return Ok(()),
     };
     add(path, file, kind)
+}
+
+/// Counts what is read of an input that comes by a pipe.
+pub(crate) struct Passing(pub(crate) File);
+
+impl Read for Passing {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let len = self.0.read(into)?;
+        PASSED.fetch_add(len as u64, Ordering::Relaxed);
+        Ok(len)
+    }
+}
+
+/// Bytes of all inputs, as far as they have come. What a sparse file has not got
+/// does not count: anybody can make one of any length.
+pub(crate) fn len() -> u64 {
+    const SPARSE_LEN: u64 = 1 << 20;
+    let mut files = HashMap::new();
+    for opened in opened().iter().filter(|opened| !matches!(opened.kind, Kind::Temporary)) {
+        let Ok(metadata) = opened.file.metadata() else { continue };
+        let len = match metadata.is_file() {
+            // Short ones may take no blocks at all.
+            true => metadata.len().min(metadata.blocks().saturating_mul(512).max(SPARSE_LEN)),
+            false => device_len(&opened.path).unwrap_or(0),
+        };
+        files.insert((metadata.dev(), metadata.ino()), len);
+    }
+    files.values().fold(PASSED.load(Ordering::Relaxed), |sum, len| sum.saturating_add(*len))
+}
+
+/// Bytes of a block device.
+fn device_len(path: &Path) -> io::Result<u64> {
+    // Opened anew: to seek would move what others read from.
+    ramlift::open_to_read(path)?.seek(SeekFrom::End(0))
 }
 
 /// Remembers a temporary file in `dir`.

@@ -19,6 +19,7 @@ use crate::args::LayerArgs;
 use crate::evidence::{self, Passing, Reader};
 use crate::exit::Failure;
 use crate::spool;
+use crate::temporary::Bound;
 
 /// Layers that are opened; more are nobody's work.
 const DEPTH: usize = 8;
@@ -150,7 +151,7 @@ pub(crate) fn unwrap_reader(
             }
             // To be read here and there; of a file, what it unpacks to can be.
             Layer::Qcow2 { .. } if origin.size.is_some() => {
-                let mut file = spool::unpack_file(path, reader)?;
+                let mut file = spool::unpack_file(path, reader, Bound::new(args.max_temp))?;
                 let size = file.seek(SeekFrom::End(0)).map_err(Failure::file(path))?;
                 return unwrap_range(path, file, 0..size, args, origin);
             }

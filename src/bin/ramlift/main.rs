@@ -41,11 +41,13 @@ mod raw;
 mod recorded;
 mod room;
 mod signals;
+mod single_file;
 mod snapshots;
 mod source;
 mod spool;
 mod staging;
 mod state;
+mod temporary;
 mod terminal;
 mod verify;
 

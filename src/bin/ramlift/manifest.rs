@@ -6,6 +6,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -231,6 +232,22 @@ impl Text {
         let (algorithm, hash) = self.hash.as_ref()?;
         Some(format!("{}: {} {hash}", path.display(), algorithm.name()))
     }
+}
+
+/// The files that the manifest at `path` tells of; none if it is no manifest of
+/// ours.
+pub(crate) fn files_of(path: &Path) -> Option<Vec<RecordedPath>> {
+    /// Longer than any that there is: 65,536 blocks of 1 KiB.
+    const LEN: u64 = 64 << 20;
+    #[derive(Deserialize)]
+    struct Told {
+        #[serde(rename = "ramlift")]
+        _version: String,
+        files: Vec<FileEntry>,
+    }
+    let file = ramlift::open_to_read(path).ok()?;
+    let told: Told = serde_json::from_reader(BufReader::new(file.take(LEN))).ok()?;
+    Some(told.files.into_iter().map(|file| file.path).collect())
 }
 
 /// Makes the manifest of files that are written: each one's name in the output,

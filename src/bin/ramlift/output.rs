@@ -11,7 +11,6 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, BufWriter, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use ramlift::create_new;
@@ -24,13 +23,14 @@ use serde_json::Value;
 use crate::durable::{self, sync_place};
 use crate::exit::Failure;
 use crate::extract::{DESC, DOMAIN};
-use crate::manifest::{MANIFEST, SIDECAR};
+use crate::inputs;
+use crate::manifest::MANIFEST;
+use crate::room::Allowance;
 use crate::staging::{DIRECTORY_MODE, StagingDir, remove_leftovers, staged, take_turn};
-use crate::{inputs, room};
 
 /// The name of an earlier output's manifest in the staging directory: one that
 /// no encoded name is.
-const EARLIER: &str = "%earlier-manifest";
+pub(crate) const EARLIER: &str = "%earlier-manifest";
 
 /// A directory being written.
 pub(crate) struct Staging {
@@ -39,8 +39,7 @@ pub(crate) struct Staging {
     may_replace: bool,
     temporary: StagingDir,
     is_to_be_synced: bool,
-    /// What may still be written, and what all of it may be.
-    allowed: Option<(u64, u64)>,
+    allowed: Allowance,
     files: Vec<PathBuf>,
     /// Manifests of earlier outputs, and of those that came to no end.
     manifests: Vec<Vec<u8>>,
@@ -57,6 +56,7 @@ impl Staging {
     pub(crate) fn new(target: &Path, may_replace: bool) -> Result<Self, Failure> {
         // Without the `.` components, which have no parent.
         let target: PathBuf = target.components().collect();
+        refuse_dangling(&target)?;
         let mut manifests = Vec::new();
         remove_leftovers(&target, |left| {
             manifests.extend([MANIFEST, EARLIER].iter().filter_map(|name| fs::read(left.join(name)).ok()));
@@ -96,7 +96,7 @@ impl Staging {
             may_replace,
             temporary,
             is_to_be_synced,
-            allowed: None,
+            allowed: Allowance::new(None),
             files,
             manifests,
             stale,
@@ -110,14 +110,12 @@ impl Staging {
 
     /// Allows no more than so many bytes of output.
     pub(crate) fn allow(&mut self, max: Option<u64>) {
-        self.allowed = max.map(|max| (max, max));
+        self.allowed = Allowance::new(max);
     }
 
     /// Counts bytes of output.
     pub(crate) fn spend(&mut self, len: u64) -> Result<(), Failure> {
-        let Some((left, max)) = &mut self.allowed else { return Ok(()) };
-        *left = left.checked_sub(len).ok_or_else(|| room::beyond("the output takes more", *max))?;
-        Ok(())
+        self.allowed.spend(len)
     }
 
     /// A path on the file system that is written to.
@@ -168,7 +166,7 @@ impl Staging {
         content: impl FnOnce(&mut BufWriter<Counted>) -> io::Result<()>,
     ) -> Result<(), Failure> {
         let path = self.file(relative)?;
-        let left = self.allowed.map_or(u64::MAX, |(left, _)| left);
+        let left = self.allowed.left().unwrap_or(u64::MAX);
         let write = || -> io::Result<u64> {
             let mut file = BufWriter::new(Counted { file: create_new(&path)?, len: 0, left });
             content(&mut file)?;
@@ -177,7 +175,9 @@ impl Staging {
         };
         match write() {
             Ok(len) => self.spend(len),
-            Err(error) if error.get_ref().is_some_and(|why| why.is::<Spent>()) => self.spend(u64::MAX),
+            Err(error) if error.get_ref().is_some_and(|why| why.is::<Spent>()) => {
+                Err(self.allowed.exceeded())
+            }
             Err(error) => Err(Failure::file(&self.target.join(relative))(error)),
         }
     }
@@ -301,7 +301,7 @@ impl Staging {
         let from = self.temporary.path().join(relative);
         let moved = open_directories(&self.target, relative)
             .and_then(|directory| Ok(self.move_one(&from, &directory, name)?));
-        moved.map_err(Failure::file(&target))
+        moved.map_err(not_moved(&target))
     }
 
     fn move_one(&self, from: &Path, directory: &OwnedFd, name: &OsStr) -> rustix::io::Result<()> {
@@ -345,8 +345,7 @@ impl Staging {
         }
         // Where the file system cannot promise that nothing is replaced, a
         // rename fails on all but an empty directory.
-        move_new(from, &self.target, || fs::rename(from, &self.target))
-            .map_err(Failure::file(&self.target))?;
+        move_new(from, &self.target, || fs::rename(from, &self.target)).map_err(not_moved(&self.target))?;
         if !self.temporary.is_at(&self.target) {
             return Err(self.was_moved(&self.target));
         }
@@ -396,149 +395,10 @@ impl Write for Counted {
     }
 }
 
-/// A file being written, and its manifest.
-pub(crate) struct StagedFile {
-    target: PathBuf,
-    manifest: PathBuf,
-    may_replace: bool,
-    is_to_be_synced: bool,
-    temporary: StagingDir,
-}
-
-impl StagedFile {
-    /// Prepares to write what comes out of `input` into the file `target`,
-    /// which appears whole at the end. One that exists is replaced only with
-    /// `may_replace`, and never if it is `input`.
-    pub(crate) fn new(target: &Path, may_replace: bool, input: &Path) -> Result<Self, Failure> {
-        let Some(name) = target.file_name() else {
-            return Err(Failure::Other(format!("{}: has no file name", target.display())));
-        };
-        let mut name = name.to_owned();
-        name.push(SIDECAR);
-        let manifest = target.with_file_name(name);
-        for file in [target, &manifest] {
-            refuse_in_the_way(file, may_replace)?;
-            if file.symlink_metadata().is_ok_and(|file| is_same_file(input, &file)) {
-                return Err(Failure::Other(format!("{}: in the way is {BEING_READ}", file.display())));
-            }
-        }
-        let place = parent(target);
-        remove_leftovers(&place, |_| ());
-        let temporary = StagingDir::make(&place)?;
-        let is_to_be_synced = durable::is_needed(&place);
-        Ok(Self { target: target.to_owned(), manifest, may_replace, is_to_be_synced, temporary })
-    }
-
-    /// As [`Staging::sync`].
-    pub(crate) fn sync(&mut self) {
-        self.is_to_be_synced = true;
-    }
-
-    /// As [`Staging::place`].
-    pub(crate) fn place(&self) -> &Path {
-        self.temporary.name()
-    }
-
-    /// Writes the manifest.
-    pub(crate) fn write_manifest(&self, bytes: &[u8]) -> Result<(), Failure> {
-        let path = self.staged(&self.manifest);
-        let write = || create_new(&path)?.write_all(bytes);
-        write().map_err(Failure::file(&self.manifest))
-    }
-
-    /// Where the manifest will be.
-    pub(crate) fn manifest(&self) -> &Path {
-        &self.manifest
-    }
-
-    /// Where a file is until it is moved.
-    fn staged(&self, target: &Path) -> PathBuf {
-        self.temporary.path().join(target.file_name().unwrap_or_default())
-    }
-
-    /// Where to write it.
-    pub(crate) fn path(&self) -> PathBuf {
-        self.staged(&self.target)
-    }
-
-    /// As [`Staging::shown`].
-    pub(crate) fn shown(&self, text: &str) -> String {
-        text.replace(&*self.temporary.path().to_string_lossy(), &parent(&self.target).to_string_lossy())
-    }
-
-    /// Moves both to their places, if the input is still what it was: the
-    /// manifest last, so that what has one is whole.
-    pub(crate) fn commit(self) -> Result<(), Failure> {
-        inputs::close()?;
-        // Files that were opened since, and by other names, are known now.
-        for target in [&self.target, &self.manifest] {
-            refuse_in_the_way(target, self.may_replace)?;
-        }
-        if self.is_to_be_synced {
-            let names =
-                [&self.target, &self.manifest].map(|path| path.file_name().unwrap_or_default().into());
-            durable::sync(self.temporary.path(), &names)
-                .map_err(|failure| failure.map_text(|text| self.shown(text)))?;
-        }
-        let _turn = take_turn(&parent(&self.target))?;
-        let mut staged = staged();
-        let moved = self.move_both();
-        // What is left is removed, whatever came of it.
-        self.temporary.remove();
-        *staged = None;
-        drop(staged);
-        moved?;
-        if self.is_to_be_synced { sync_place(&parent(&self.target), &self.target) } else { Ok(()) }
-    }
-
-    /// A manifest of an earlier file is never beside this one.
-    fn move_both(&self) -> Result<(), Failure> {
-        let aside = self.temporary.path().join(EARLIER);
-        let is_aside = self.may_replace && fs::rename(&self.manifest, &aside).is_ok();
-        self.move_to(&self.target).inspect_err(|_| {
-            if is_aside {
-                let _ = fs::rename(&aside, &self.manifest);
-            }
-        })?;
-        self.move_to(&self.manifest).map_err(|failure| {
-            if !self.may_replace && fs::remove_file(&self.target).is_ok() {
-                return failure;
-            }
-            failure.map_text(|text| format!("{text}; {} is in its place", self.target.display()))
-        })
-    }
-
-    fn move_to(&self, target: &Path) -> Result<(), Failure> {
-        let path = self.staged(target);
-        let moved = match self.may_replace {
-            true => fs::rename(&path, target),
-            // A link fails where something is, too.
-            false => move_new(&path, target, || fs::hard_link(&path, target)),
-        };
-        moved.map_err(Failure::file(target))
-    }
-}
-
-/// Fails if something is where a file is to be, but for one that may be replaced.
-fn refuse_in_the_way(target: &Path, may_replace: bool) -> Result<(), Failure> {
-    let refuse = |why: &str| Err(Failure::Other(format!("{}: {why}", target.display())));
-    match target.symlink_metadata() {
-        Ok(metadata) if metadata.is_dir() => {
-            refuse("is a directory; this format is one file: give its name by -o FILE")
-        }
-        Ok(_) if !may_replace => refuse("exists already; --force replaces it, -o FILE gives another"),
-        Ok(metadata) => {
-            in_the_way(&metadata, true).map_or(Ok(()), |what| refuse(&format!("in the way is {what}")))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Failure::file(target)(error)),
-    }
-}
-
-const BEING_READ: &str = "a file that is being read";
+pub(crate) const BEING_READ: &str = "a file that is being read";
 
 /// What is never replaced, or not without `may_replace`.
-fn in_the_way(there: &fs::Metadata, may_replace: bool) -> Option<&'static str> {
+pub(crate) fn in_the_way(there: &fs::Metadata, may_replace: bool) -> Option<&'static str> {
     let kind = there.file_type();
     match () {
         () if kind.is_dir() => Some("a directory"),
@@ -550,18 +410,43 @@ fn in_the_way(there: &fs::Metadata, may_replace: bool) -> Option<&'static str> {
     }
 }
 
+/// Fails if `path`, or a directory above it, is a symlink to nothing: what is
+/// made does not get through it.
+pub(crate) fn refuse_dangling(path: &Path) -> Result<(), Failure> {
+    let leads_nowhere = |path: &&Path| {
+        let is_there = path.metadata().map_err(|error| error.kind());
+        path.is_symlink() && matches!(is_there, Err(io::ErrorKind::NotFound))
+    };
+    let Some(symlink) = path.ancestors().find(leads_nowhere) else { return Ok(()) };
+    let to = fs::read_link(symlink).unwrap_or_default();
+    Err(Failure::Hinted {
+        text: format!("{}: is a symlink to {}, which is not there", symlink.display(), to.display()),
+        hint: "make that directory, or write to another by -o",
+    })
+}
+
 /// Moves a file or directory to where nothing is: what appeared there meanwhile
 /// is not replaced. `other` does it where the file system cannot promise that.
-fn move_new(from: &Path, to: &Path, other: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+pub(crate) fn move_new(from: &Path, to: &Path, other: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         Err(Errno::INVAL | Errno::NOSYS) => other(),
         moved => moved.map_err(io::Error::from),
     }
 }
 
-/// Whether a file is `input`, by whatever name.
-fn is_same_file(input: &Path, file: &fs::Metadata) -> bool {
-    input.metadata().is_ok_and(|input| (input.dev(), input.ino()) == (file.dev(), file.ino()))
+/// The failure of moving something to `path`, where nothing was when the run
+/// began.
+pub(crate) fn not_moved(path: &Path) -> impl Fn(io::Error) -> Failure + '_ {
+    move |error| match Errno::from_io_error(&error) {
+        Some(Errno::EXIST | Errno::NOTEMPTY) => Failure::Hinted {
+            text: format!(
+                "{}: was made by another run, or by somebody else, while this one wrote",
+                path.display()
+            ),
+            hint: "what is there stays: run again with --force to replace it, or write to another by -o",
+        },
+        _ => Failure::file(path)(error),
+    }
 }
 
 /// Opens the directory that `relative` is in, in `root`. Makes what is not
@@ -587,7 +472,7 @@ fn open_directories(root: &Path, relative: &Path) -> io::Result<OwnedFd> {
 }
 
 /// The directory that `path` is in.
-fn parent(path: &Path) -> PathBuf {
+pub(crate) fn parent(path: &Path) -> PathBuf {
     match path.parent() {
         Some(parent) if parent != Path::new("") => parent.to_owned(),
         _ => PathBuf::from("."),

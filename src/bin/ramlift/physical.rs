@@ -1,5 +1,6 @@
 //! `ramlift extract --format`: guest-physical memory as one file.
 
+use std::fs;
 use std::io::Write;
 use std::path::Path;
 
@@ -10,7 +11,7 @@ use ramlift::physical::{
 };
 use ramlift::{Architecture, BlockOffset, Input, Progress, Ram, Stream};
 
-use crate::args::{Compress, ExtractArgs, Format};
+use crate::args::{Compress, ExtractArgs, Format, SourceArgs};
 use crate::cpu::why_none;
 use crate::evidence::Evidence;
 use crate::exit::{Exit, Failure};
@@ -18,7 +19,9 @@ use crate::extract::{default_target, open_shared, supply_shared};
 use crate::images::Status;
 use crate::layers::Origin;
 use crate::manifest::{self, Content};
-use crate::output::StagedFile;
+use crate::room::Unwritten;
+use crate::single_file::StagedFile;
+use crate::temporary::{self, Bound};
 use crate::{channels, info, layout, progress, room, source, terminal};
 
 /// Writes guest-physical memory as one file.
@@ -33,7 +36,7 @@ pub(crate) fn extract(args: &ExtractArgs, format: Format) -> Result<Exit, Failur
     let path = &args.source.stream;
     let evidence = Evidence::begin(args);
     let target = args.output.clone().map_or_else(|| default_target(path, extension(format)), Ok)?;
-    let mut staged = StagedFile::new(&target, args.force, path)?;
+    let mut staged = StagedFile::new(&target, args.force, path, args.max_output)?;
     if args.sync {
         staged.sync();
     }
@@ -46,14 +49,17 @@ pub(crate) fn extract(args: &ExtractArgs, format: Format) -> Result<Exit, Failur
         stream.check_whole().map_err(Failure::input(path))?;
         supply_shared(path, &mut stream, &shared)?;
         with_file(args, &stream, &origin, |file, memory| {
-            file.check_room((memory.ram(), memory.layout()), &staged, args.max_output, &input)?;
-            let max = args.max_output.filter(|_| file.is_packed());
+            file.check_room((memory.ram(), memory.layout()), &mut staged, args.max_output, &input)?;
+            let max = file.len_within(staged.allowed.left());
             let write = |progress: &Progress| {
                 room::with_file_limit(max, || file.write(memory, &staged.path(), Some(&input), progress))
             };
             let len = file.progress_len(memory.ram(), memory.layout());
-            progress::watch(bar, "writing", len, write)
-                .map_err(|failure| failure.map_text(|text| staged.shown(text)))
+            progress::watch(bar, "writing", len, write).map_err(|unwritten| match unwritten {
+                Unwritten::TooLong => staged.allowed.exceeded(),
+                Unwritten::Failed(error) => Failure::from(error).map_text(|text| staged.shown(text)),
+            })?;
+            if file.is_packed() { staged.allowed.spend(room::taken_by(&staged.path())) } else { Ok(()) }
         })
     })?;
     let name = target.file_name().unwrap_or_default().to_owned();
@@ -109,6 +115,7 @@ pub(crate) fn with_file(
     let memory = PhysicalMemory::new(ram, &layout);
     let mut warnings = origin.warnings.clone();
     let file = File::of(args, args.format, stream, memory, &mut warnings)?;
+    file.check_len(&layout, ram)?;
     take(&file, memory)?;
     warnings.extend(info::warnings(stream));
     warnings.extend(layout::warnings(stream, &layout));
@@ -160,23 +167,66 @@ impl<'r, 'a> File<'r, 'a> {
         matches!(self, Self::Avml(_) | Self::Kdump(_))
     }
 
-    /// Whether there is room for what is not packed.
+    /// Fails if no file can be as long.
+    fn check_len(&self, layout: &Layout, ram: &Ram<'_>) -> Result<(), Failure> {
+        const LONGEST: u64 = i64::MAX.unsigned_abs();
+        let (Self::Plan(plan), Some(last)) = (self, layout.regions().last()) else { return Ok(()) };
+        if plan.file_len() <= LONGEST {
+            return Ok(());
+        }
+        let idstr = ram.block(last.block).map(|block| block.idstr.to_string()).unwrap_or_default();
+        Err(Failure::Hinted {
+            text: format!(
+                "RAM block \"{idstr}\" at {} to {}: the file would have {} bytes, and files have at most {LONGEST}",
+                last.range.start,
+                last.range.end,
+                plan.file_len()
+            ),
+            hint: "--map puts a block elsewhere, a part of it too; --format blocks writes each for itself, --format elf without what is between",
+        })
+    }
+
+    /// How long it may be, so that it takes no more than `max` bytes of disk; none
+    /// if it may be of any length, or is not packed.
+    pub(crate) fn len_within(&self, max: Option<u64>) -> Option<u64> {
+        max.and_then(|max| match self {
+            Self::Plan(_) => None,
+            Self::Avml(_) => Some(max),
+            Self::Kdump(kdump) => Some(max.saturating_add(kdump.data_offset() - kdump.fixed_len())),
+        })
+    }
+
+    /// Bytes that it takes at least, of those that are not known to be of memory.
+    pub(crate) fn fixed_len(&self) -> u64 {
+        match self {
+            Self::Plan(plan) => plan.heads_len(),
+            Self::Avml(_) => 0,
+            Self::Kdump(kdump) => kdump.fixed_len(),
+        }
+    }
+
+    /// Whether there is room for it: of what is packed, for what is known before.
     fn check_room(
         &self,
         (ram, layout): (&Ram<'_>, &Layout),
-        staged: &StagedFile,
+        staged: &mut StagedFile,
         max_output: Option<u64>,
         input: &Input,
     ) -> Result<(), Failure> {
+        let fixed = self.fixed_len();
         if self.is_packed() {
-            return Ok(());
+            return match staged.allowed.left().is_some_and(|left| fixed > left) {
+                true => Err(staged.allowed.exceeded()),
+                false => room::check_free(fixed, staged.place()),
+            };
         }
         let part = |region: &Region| {
             let end = region.offset.0.saturating_add(region.bytes());
             (region.block, region.offset..BlockOffset(end))
         };
         let parts = layout.regions().iter().map(part).collect();
-        room::check(ram, &parts, staged.place(), max_output, input).map(drop)
+        let memory = room::check(ram, &parts, staged.place(), max_output, input)?;
+        staged.allowed.spend(memory.saturating_add(fixed))
     }
 
     /// The bytes that [`write`](Self::write) counts.
@@ -202,6 +252,30 @@ impl<'r, 'a> File<'r, 'a> {
             Self::Avml(avml) => avml.write(path, progress),
             Self::Kdump(kdump) => kdump.write(path, progress),
         }
+    }
+}
+
+impl File<'_, '_> {
+    /// Writes it into a temporary file, which is gone when it is closed: to be
+    /// compared. `source` is what it is made of.
+    pub(crate) fn write_again(
+        &self,
+        memory: PhysicalMemory<'_, '_>,
+        source: &SourceArgs,
+    ) -> Result<fs::File, Failure> {
+        let (directory, bound) = (temporary::directory(), Bound::new(source.layers.max_temp));
+        let fail = |refused| temporary::failure(&source.stream, &refused);
+        temporary::spare(&directory, bound, self.fixed_len()).map_err(fail)?;
+        let place =
+            tempfile::tempdir_in(&directory).map_err(|error| fail(temporary::without_path(error).into()))?;
+        let path = place.path().join("packed");
+        let write = || self.write(memory, &path, None, &Progress::new());
+        let written = room::with_file_limit(self.len_within(Some(bound.left())), write);
+        written.map_err(|unwritten| match unwritten {
+            Unwritten::TooLong => fail(bound.refused()),
+            Unwritten::Failed(error) => temporary::failure_at(&path, error, &source.stream),
+        })?;
+        fs::File::open(&path).map_err(Failure::file(&directory))
     }
 }
 

@@ -81,7 +81,7 @@ pub(crate) fn check(
 }
 
 /// Bytes that this user can write on the file system of `place`.
-fn free(place: &Path) -> Option<u64> {
+pub(crate) fn free(place: &Path) -> Option<u64> {
     let system = fs::File::open(place).ok().and_then(|place| fstatvfs(place).ok())?;
     let blocks = if geteuid().is_root() { system.f_bfree } else { system.f_bavail };
     blocks.checked_mul(system.f_frsize)
@@ -97,13 +97,70 @@ fn may_take_less(place: &Path, input: &Input) -> bool {
     kind.is_some_and(|kind| COMPRESSING.contains(&kind) || is_same && kind == XFS)
 }
 
-/// Does `write`, which makes one file without holes, of no more than
-/// `max_output` bytes.
+/// What may still be written of a run's output.
+pub(crate) struct Allowance {
+    /// And what all of it may be.
+    left: Option<(u64, u64)>,
+}
+
+impl Allowance {
+    /// What `--max-output` allows.
+    pub(crate) fn new(max: Option<u64>) -> Self {
+        Self { left: max.map(|max| (max, max)) }
+    }
+
+    /// Bytes that are left; none if all are.
+    pub(crate) fn left(&self) -> Option<u64> {
+        self.left.map(|(left, _)| left)
+    }
+
+    /// Counts bytes of output.
+    pub(crate) fn spend(&mut self, len: u64) -> Result<(), Failure> {
+        let Some((left, max)) = &mut self.left else { return Ok(()) };
+        *left = left.checked_sub(len).ok_or_else(|| beyond("the output takes more", *max))?;
+        Ok(())
+    }
+
+    /// Why there is no more.
+    pub(crate) fn exceeded(&self) -> Failure {
+        beyond("the output takes more", self.left.map_or(0, |(_, max)| max))
+    }
+}
+
+/// Fails if `len` bytes are more than is free. For what is known before of files
+/// that are packed.
+pub(crate) fn check_free(len: u64, place: &Path) -> Result<(), Failure> {
+    match free(place).filter(|free| len > *free) {
+        None => Ok(()),
+        Some(free) => Err(Failure::Hinted {
+            text: format!(
+                "what is no memory takes {len} bytes of the file, and the file system of {} has {free} free",
+                place.parent().unwrap_or(place).display()
+            ),
+            hint: "write to another file system by -o; --format avml leaves out memory that is zero",
+        }),
+    }
+}
+
+/// Bytes of disk that the file at `path` takes.
+pub(crate) fn taken_by(path: &Path) -> u64 {
+    path.metadata().map_or(0, |file| file.len().min(file.blocks().saturating_mul(512)))
+}
+
+/// Why a file was not written.
+pub(crate) enum Unwritten {
+    /// It would be longer than is allowed.
+    TooLong,
+    /// As it says.
+    Failed(Error),
+}
+
+/// Does `write`, which makes one file of no more than `max` bytes, holes included.
 pub(crate) fn with_file_limit<T>(
-    max_output: Option<u64>,
+    max: Option<u64>,
     write: impl FnOnce() -> ramlift::Result<T>,
-) -> Result<T, Failure> {
-    let Some(max) = max_output else { return write().map_err(Failure::from) };
+) -> Result<T, Unwritten> {
+    let Some(max) = max else { return write().map_err(Unwritten::Failed) };
     let limit = getrlimit(Resource::Fsize);
     let current = limit.current.map_or(max, |current| current.min(max));
     // Lower than before, and back: nobody forbids that.
@@ -113,8 +170,8 @@ pub(crate) fn with_file_limit<T>(
     written.map_err(|error| {
         let source = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref());
         match source.map(std::io::Error::kind) {
-            Some(std::io::ErrorKind::FileTooLarge) => beyond("the file takes more", max),
-            _ => Failure::from(error),
+            Some(std::io::ErrorKind::FileTooLarge) => Unwritten::TooLong,
+            _ => Unwritten::Failed(error),
         }
     })
 }

@@ -16,6 +16,7 @@ use crate::args::{LayerArgs, SourceArgs};
 use crate::evidence::Reader;
 use crate::exit::Failure;
 use crate::layers::{self, Bytes, Origin, Unwrapped};
+use crate::temporary::Bound;
 use crate::{channels, inputs, progress, spool};
 
 /// The name of standard input on the command line.
@@ -56,7 +57,7 @@ pub(crate) fn open_mapped(
     if matches!(unwrapped.bytes, Bytes::Incoming(_)) && unwrapped.origin.size.is_none() {
         return Err(needs_a_file(path, what, &unwrapped.origin));
     }
-    map(path, unwrapped, is_salvage)
+    map(path, unwrapped, args, is_salvage)
 }
 
 /// The same, of a pipe too: all that comes out of it goes into a file first.
@@ -65,15 +66,21 @@ pub(crate) fn open_unpacked(
     args: &LayerArgs,
     is_salvage: bool,
 ) -> Result<(Input, Origin), Failure> {
-    map(path, open_layers(path, args)?, is_salvage)
+    map(path, open_layers(path, args)?, args, is_salvage)
 }
 
-fn map(path: &Path, unwrapped: Unwrapped, is_salvage: bool) -> Result<(Input, Origin), Failure> {
+fn map(
+    path: &Path,
+    unwrapped: Unwrapped,
+    args: &LayerArgs,
+    is_salvage: bool,
+) -> Result<(Input, Origin), Failure> {
+    let bound = Bound::new(args.max_temp);
     let Unwrapped { bytes, mut origin } = unwrapped;
     let (input, failure) = match bytes {
         Bytes::Mapped(input) => (input, None),
-        Bytes::Scattered(state) => spool::gather(path, state)?,
-        Bytes::Incoming(incoming) => spool::unpack(path, incoming)?,
+        Bytes::Scattered(state) => spool::gather(path, state, bound)?,
+        Bytes::Incoming(incoming) => spool::unpack(path, incoming, bound)?,
     };
     let is_behind_data = |error: &Error| matches!(error.kind(), ErrorKind::Wrapper { what: BEHIND_DATA, .. });
     match failure {
@@ -143,7 +150,9 @@ fn open_any(path: &Path, args: &LayerArgs) -> Result<Unwrapped, Failure> {
 /// Opens what comes out of a pipe.
 fn open_passing(path: &Path, file: File, args: &LayerArgs) -> Result<Unwrapped, Failure> {
     let origin = Origin::default();
-    let mut reader = origin.hashing(Box::new(file), args);
+    let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
+    let reader: Reader = if is_file { Box::new(file) } else { Box::new(inputs::Passing(file)) };
+    let mut reader = origin.hashing(reader, args);
     skip(path, &mut reader, args.offset)?;
     layers::unwrap_reader(path, reader, args, origin)
 }

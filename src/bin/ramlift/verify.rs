@@ -203,6 +203,11 @@ impl Check<'_> {
         };
         let content = match again.compare(report) {
             Ok(content) => content,
+            // Of the machine, or of what it may take: the files can be as they should.
+            Err(Failure::Hinted { text, hint }) => {
+                report.cannot_check(format!("against the stream: {text}; {hint}"));
+                return self.without_stream(report);
+            }
             Err(failure) => {
                 let failure = failure.to_string();
                 report.differs(format!("cannot be made again from the stream: {}", Brief(&failure)));
@@ -244,6 +249,8 @@ impl Check<'_> {
             }
             None => placed(stream),
         };
+        // What a manifest allows is what its maker had room for.
+        extraction.source.layers.max_temp = self.args.max_temp;
         extraction.source.channels.iter_mut().for_each(|path| *path = placed(path));
         extraction.shared_files.iter_mut().for_each(|file| file.path = placed(&file.path));
         Ok(extraction)

@@ -125,6 +125,20 @@ impl<'r, 'a> Kdump<'r, 'a> {
         self.windows.len() as u64 * WINDOW_LEN
     }
 
+    /// Bytes that it takes at least, whatever memory holds: all but the data of
+    /// blocks. For each block that is in the stream, zero or not, it is more than 24.
+    pub fn fixed_len(&self) -> u64 {
+        let bitmaps = [&self.known, &self.here].map(|ranges| count(ranges) / 8);
+        let descriptors = count(&self.here).saturating_mul(DESCRIPTOR);
+        let bitmaps = bitmaps.iter().fold(descriptors, |sum, len| sum.saturating_add(*len));
+        bitmaps.saturating_add(self.head.len() as u64).saturating_add(self.sizes.block_len)
+    }
+
+    /// Bytes of the file before the data of blocks, holes included.
+    pub fn data_offset(&self) -> u64 {
+        self.sizes.data_at().saturating_add(self.sizes.block_len)
+    }
+
     /// Writes the file, new, at `path`, on all threads of the current rayon
     /// pool. The same file comes of any number of them.
     ///
@@ -139,7 +153,7 @@ impl<'r, 'a> Kdump<'r, 'a> {
         write_bitmap(&file, self.sizes.bitmap_at(1), &self.here).map_err(fail)?;
         let zeros = vec![0; index(self.sizes.block_len).unwrap_or(0)];
         file.write_all_at(&zeros, self.sizes.data_at()).map_err(fail)?;
-        let at = self.sizes.data_at().saturating_add(self.sizes.block_len);
+        let at = self.data_offset();
         packed::write(self.ram, self.layout, &self.windows, self, (&file, path), at, progress).map(drop)
     }
 

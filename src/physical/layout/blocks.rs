@@ -1,6 +1,6 @@
 //! Which RAM blocks are what: the board's RAM, memory plugged in, or no RAM.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::Assumption;
 use super::draft::{Draft, without};
@@ -87,32 +87,19 @@ pub(super) fn reason(idstr: &Idstr) -> Option<&'static str> {
 
 /// The most parts that the memory of one virtio-mem device has a place each
 /// for. Guests that give it back have a few.
-const PARTS: usize = 4096;
+pub(super) const PARTS: usize = 4096;
+
+/// The same, of all devices: a part takes two bits of a stream, and a hundred bytes
+/// of a layout.
+const PARTS_OF_ALL: usize = 65_536;
+
+/// How many directories a block's name has at most, as far as it is looked at.
+/// QEMU's have up to three.
+const DEPTH: usize = 8;
 
 /// Places memory that was plugged in, as far as something tells where.
 pub(super) fn place_plugged(stream: &Stream<'_>, ram: &Ram<'_>, draft: &mut Draft<'_>) {
-    for (path, memory) in virtio_mem::devices(stream) {
-        // Its block is called by the path of the device and a backend's name.
-        let is_its = |idstr: &Idstr| {
-            idstr.as_bytes().strip_prefix(&path[..]).is_some_and(|rest| rest.starts_with(b"/"))
-        };
-        let block =
-            ram.blocks().find(|(_, block, _)| is_its(&block.idstr) && block.used_length == memory.len);
-        let Some((block, ..)) = block else { continue };
-        if memory.plugged.len() > PARTS {
-            let derived = "virtio-mem, plugged in in too many parts to have a place each: all of it";
-            draft.place(block, 0..memory.len, memory.address, derived.into());
-            continue;
-        }
-        for part in &memory.plugged {
-            if let Some(address) = memory.address.checked_add(part.start) {
-                draft.place(block, part.clone(), address, "virtio-mem: its own state says where".into());
-            }
-        }
-        for part in without(0..memory.len, memory.plugged) {
-            draft.leave(block, part, "virtio-mem that is not plugged in");
-        }
-    }
+    place_virtio_mem(stream, ram, draft);
     let mut left: Vec<(BlockId, u64)> =
         backends(ram).into_iter().filter(|(id, _)| !draft.is_main(*id)).collect();
     // There can be as many DIMMs as blocks, and 65,536 of these.
@@ -124,6 +111,46 @@ pub(super) fn place_plugged(stream: &Stream<'_>, ram: &Ram<'_>, draft: &mut Draf
     }
     left.retain(|(block, _)| lens.contains_key(block));
     place_dimms(ram, draft, &left);
+}
+
+/// Places the memory of virtio-mem devices.
+fn place_virtio_mem(stream: &Stream<'_>, ram: &Ram<'_>, draft: &mut Draft<'_>) {
+    let devices = virtio_mem::devices(stream);
+    let mut blocks = blocks_at(ram, devices.iter().map(|(path, _)| *path).collect());
+    let mut parts = PARTS_OF_ALL;
+    for (path, device) in devices {
+        let Some(memory) = virtio_mem::memory_of(&device) else { continue };
+        // A device can have several sections: the first that tells counts.
+        let Some(block) = blocks.remove(&(path, memory.len)) else { continue };
+        if memory.plugged.len() > PARTS.min(parts) {
+            let derived = "virtio-mem, plugged in in too many parts to have a place each: all of it";
+            draft.place(block, 0..memory.len, memory.address, derived.into());
+            continue;
+        }
+        parts -= memory.plugged.len();
+        for part in &memory.plugged {
+            if let Some(address) = memory.address.checked_add(part.start) {
+                draft.place(block, part.clone(), address, "virtio-mem: its own state says where".into());
+            }
+        }
+        for part in without(0..memory.len, memory.plugged) {
+            draft.leave(block, part, "virtio-mem that is not plugged in");
+        }
+    }
+}
+
+/// The first block of each length that belongs to a device at one of `paths`: its
+/// name is the path and a backend's name. There can be as many devices as blocks.
+fn blocks_at<'p>(ram: &Ram<'_>, paths: HashSet<&'p [u8]>) -> HashMap<(&'p [u8], u64), BlockId> {
+    let mut blocks = HashMap::new();
+    for (id, block, _) in ram.blocks().filter(|_| !paths.is_empty()) {
+        let name = block.idstr.as_bytes();
+        let ends = memchr::memchr_iter(b'/', name).take(DEPTH);
+        for path in ends.filter_map(|end| paths.get(name.get(..end)?)) {
+            blocks.entry((*path, block.used_length)).or_insert(id);
+        }
+    }
+    blocks
 }
 
 /// Places what must be DIMMs: by their own offsets in the board's window for

@@ -1,7 +1,7 @@
 //! A layout in the making: what is placed first stays.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 
 use super::{Assumption, Layout, LayoutHints, MapHint, Region, Unplaced};
@@ -16,8 +16,8 @@ pub(super) struct Draft<'r> {
     main: Vec<BlockId>,
     /// The same, to be looked up: there can be 65,536.
     is_main: HashSet<BlockId>,
-    /// Placed, ascending, without overlaps.
-    regions: Vec<Region>,
+    /// Placed, by the first address, without overlaps.
+    regions: BTreeMap<u64, Region>,
     /// Bytes of blocks that have a reason for having no place.
     left: Vec<(BlockId, Range<u64>, &'static str)>,
     assumptions: Vec<Assumption>,
@@ -32,7 +32,7 @@ impl<'r> Draft<'r> {
             hints,
             main: Vec::new(),
             is_main: HashSet::new(),
-            regions: Vec::new(),
+            regions: BTreeMap::new(),
             left: Vec::new(),
             assumptions: Vec::new(),
             device_memory: None,
@@ -147,10 +147,10 @@ impl<'r> Draft<'r> {
             at(taken.start)..at(taken.end)
         });
         // Regions do not overlap: those in the way are neighbours. There can be
-        // one for each of 65,536 blocks, which are placed one by one.
-        let first = self.regions.partition_point(|region| region.range.end.0 <= address.0);
-        let in_the_way = self.regions.iter().skip(first).take_while(|region| region.range.start.0 < end);
-        let taken = in_the_way.map(|region| region.range.start.0..region.range.end.0);
+        // one for each of 65,536 blocks, which are placed one by one in any order.
+        let before = self.regions.range(..address.0).next_back();
+        let in_the_way = before.into_iter().chain(self.regions.range(address.0..end));
+        let taken = in_the_way.map(|(_, region)| region.range.start.0..region.range.end.0);
         let holes: Vec<Range<u64>> = moved.chain(taken).collect();
         for free in without(address.0..end, holes) {
             let offset = BlockOffset(part.start + (free.start - address.0));
@@ -160,8 +160,7 @@ impl<'r> Draft<'r> {
     }
 
     fn insert(&mut self, region: Region) {
-        let at = self.regions.partition_point(|known| known.range.start < region.range.start);
-        self.regions.insert(at, region);
+        self.regions.insert(region.range.start.0, region);
     }
 
     fn place_by_hand(&mut self, map: &MapHint) -> Result<()> {
@@ -188,7 +187,7 @@ impl<'r> Draft<'r> {
         };
         let range = map.address..end;
         let is_free = |known: &Region| known.range.end <= range.start || range.end <= known.range.start;
-        if !self.regions.iter().all(is_free) {
+        if !self.regions.values().all(is_free) {
             return refused(shown, "addresses that no other --map names".to_owned());
         }
         self.insert(Region {
@@ -204,7 +203,7 @@ impl<'r> Draft<'r> {
     pub(super) fn finish(self, reason_of: impl Fn(BlockId) -> Option<&'static str>) -> Layout {
         let mut unplaced = Vec::new();
         let mut known: HashMap<BlockId, Vec<Range<u64>>> = HashMap::new();
-        for region in &self.regions {
+        for region in self.regions.values() {
             let placed = region.offset.0..region.offset.0.saturating_add(region.bytes());
             known.entry(region.block).or_default().push(placed);
         }
@@ -228,7 +227,7 @@ impl<'r> Draft<'r> {
                 });
             }
         }
-        Layout { regions: self.regions, unplaced, assumptions: self.assumptions }
+        Layout { regions: self.regions.into_values().collect(), unplaced, assumptions: self.assumptions }
     }
 }
 

@@ -13,6 +13,7 @@
 
 use std::ops::Range;
 
+use super::blocks::PARTS;
 use crate::stream::{Device, Stream};
 use crate::units::PhysicalAddress;
 use crate::vmstate::{State, Value, Virtio};
@@ -22,18 +23,24 @@ use crate::vmstate::{State, Value, Virtio};
 pub(super) struct VirtioMem {
     pub(super) address: PhysicalAddress,
     pub(super) len: u64,
-    /// The parts of it that are plugged in, ascending.
+    /// The parts of it that are plugged in, ascending: no more than one above
+    /// [`PARTS`].
     pub(super) plugged: Vec<Range<u64>>,
 }
 
-/// The path of each device, and its memory.
-pub(super) fn devices(stream: &Stream<'_>) -> Vec<(Vec<u8>, VirtioMem)> {
-    let place = |device: Device<'_>| {
+/// The path of each device, and the device.
+pub(super) fn devices<'s>(stream: &'s Stream<'_>) -> Vec<(&'s [u8], Device<'s>)> {
+    let place = |device: Device<'s>| {
         let name = device.section.handler.idstr.as_bytes();
         let end = memchr::memmem::rfind(name, b"/virtio-mem")?;
-        Some((name.get(..end)?.to_vec(), of_state(&device.decode().ok()?, 0)?))
+        Some((name.get(..end)?, device))
     };
     stream.devices().filter_map(place).collect()
+}
+
+/// The memory of a device, if its state tells.
+pub(super) fn memory_of(device: &Device<'_>) -> Option<VirtioMem> {
+    of_state(&device.decode().ok()?, 0)
 }
 
 fn of_state(state: &State<'_, '_>, depth: usize) -> Option<VirtioMem> {
@@ -83,7 +90,8 @@ fn memory(address: u64, len: u64, block_len: u64, bitmap: &[u64]) -> Option<Virt
         (0..64).filter(move |bit| word >> bit & 1 != 0).map(move |bit| nth * 64 + bit)
     });
     for bit in bits {
-        let Some(start) = bit.checked_mul(block_len).filter(|start| *start < len) else { break };
+        let start = bit.checked_mul(block_len).filter(|start| *start < len && plugged.len() <= PARTS);
+        let Some(start) = start else { break };
         match plugged.last_mut() {
             Some(last) if last.end == start => last.end = start + block_len,
             _ => plugged.push(start..start + block_len),

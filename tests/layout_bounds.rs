@@ -1,0 +1,78 @@
+//! What a layout takes of time and memory, of streams made to take much.
+
+mod support;
+
+use support::cli::{Workplace, ramlift_within};
+use support::hostile::in_time;
+use support::synth::{Block, Records, Synth, noise};
+
+/// What QEMU describes of a virtio-mem device before RAM.
+const EARLY: &str = r#"{"name": "checks", "type": "struct", "size": 24, "struct": {"vmsd_name": "checks", "version": 1,
+    "fields": [{"name": "addr", "type": "uint64", "size": 8}, {"name": "region_size", "type": "uint64", "size": 8},
+    {"name": "block_size", "type": "uint64", "size": 8}]}}"#;
+
+/// The address from which on these devices have memory.
+const START: u64 = 1 << 40;
+
+/// A stream of a PC with these blocks beside its RAM.
+fn pc(blocks: impl Iterator<Item = Block>) -> Synth {
+    let blocks: Vec<Block> = std::iter::once(Block::new("pc.ram", 0x1000)).chain(blocks).collect();
+    let records = Records::new().data("pc.ram", 0, &noise(1, 4096));
+    Synth::new().configuration("pc-i440fx-10.0").ram(&blocks, records)
+}
+
+/// A virtio-mem device of `len` bytes at `address`, in blocks of 4 KiB.
+fn device(synth: Synth, nth: u64, address: u64, len: u64, bitmap: &[u8]) -> Synth {
+    let checks = [address, len, 4096].map(u64::to_be_bytes).concat();
+    let fields = match bitmap.len() {
+        0 => EARLY.to_owned(),
+        len => format!(r#"{EARLY}, {{"name": "bitmap", "type": "bitmap", "size": {len}}}"#),
+    };
+    let id = u32::try_from(nth).unwrap() + 3;
+    synth.device(id, &format!("d{nth}/virtio-mem"), &[&checks, bitmap].concat(), &fields)
+}
+
+fn layout_json(stream: &[u8]) -> serde_json::Value {
+    let place = Workplace::with(stream);
+    let kib = (stream.len() as u64 >> 10) * 20 + (256 << 10);
+    let output = in_time(|| ramlift_within(kib, place.path(), &["layout", "--json", "stream"]));
+    assert!([0, 3].contains(&output.code), "{}", output.stderr);
+    output.json()
+}
+
+#[test]
+fn as_many_devices_of_memory_as_blocks_take_no_time() {
+    // Each device was held against each block: it took more than the time there is.
+    let count = 30_000;
+    let blocks = (0..count).map(|nth| Block::new(format!("d{nth}/m"), 0x1000));
+    let others = (0..30_000).map(|nth| Block::new(format!("x{nth}"), 0));
+    let synth = pc(others.chain(blocks));
+    let stream = (0..count).fold(synth, |synth, nth| {
+        device(synth, nth, START + (nth << 12), 0x1000, &[0x80, 0, 0, 0, 0, 0, 0, 0])
+    });
+    let layout = layout_json(&stream.finish());
+    let unplaced = layout["unplaced"].as_array().unwrap();
+    assert_eq!(
+        unplaced.iter().filter(|part| part["reason"] == "virtio-mem that is not plugged in").count(),
+        30_000
+    );
+}
+
+#[test]
+fn memory_in_more_parts_than_there_can_be_is_placed_as_one() {
+    // A part is two bits of the stream. All of them had places: this one of 450 KB
+    // took five minutes, and was not done.
+    let (count, pages) = (300, 8192);
+    let len = pages << 12;
+    let synth = pc((0..count).map(|nth| Block::new(format!("d{nth}/m"), len)));
+    let bitmap = vec![0x55; pages as usize / 8];
+    let stream =
+        (0..count).rev().fold(synth, |synth, nth| device(synth, nth, START + nth * len, len, &bitmap));
+    let layout = layout_json(&stream.finish());
+    let regions = layout["regions"].as_array().unwrap();
+    let is_of = |region: &&serde_json::Value, text: &str| region["derived"].as_str().unwrap().contains(text);
+    let parts = regions.iter().filter(|region| is_of(region, "its own state says where")).count();
+    assert_eq!(parts, 65_536, "16 devices have each part in its place");
+    let whole = regions.iter().filter(|region| is_of(region, "all of it")).count();
+    assert_eq!(whole as u64, count - 16);
+}
