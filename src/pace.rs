@@ -17,14 +17,20 @@ use std::time::{Duration, Instant};
 
 use crate::extract::{PIECE_LEN, WINDOW_LEN};
 
-/// What takes this much, in bytes a second, is not worth an experiment.
+/// A cache that takes this much, in bytes a second, is not worth an experiment.
 const FAST: f64 = 3e9;
 
 /// Bytes written one of the other ways before the first one is tried again;
-/// twice as many after each try in vain, up to [`MAX_RETRY_LEN`]. A single slow
-/// moment shall not decide for good.
+/// twice as many after each try in vain, up to [`MAX_LEN`]. A single slow moment
+/// shall not decide for good.
 const RETRY_LEN: u64 = 32 << 20;
-const MAX_RETRY_LEN: u64 = 256 << 20;
+
+/// Bytes in a row that a cache is slow before the device is tried; twice as many
+/// after each try in vain, up to [`MAX_LEN`]. A device that is behind with what
+/// the cache has for it may take a tenth of a second for a try.
+const DEVICE_LEN: u64 = 16 << 20;
+
+const MAX_LEN: u64 = 256 << 20;
 
 /// The length of short pieces.
 const SHORT_LEN: u64 = 128 << 10;
@@ -67,7 +73,7 @@ impl Way {
     fn probe_len(self) -> u64 {
         match self {
             Self::Cached | Self::Short => 1 << 20,
-            Self::Direct => 8 << 20,
+            Self::Direct => WINDOW_LEN,
         }
     }
 
@@ -102,6 +108,10 @@ struct State {
     since_tries: u64,
     /// After how many the next are due.
     retry_len: u64,
+    /// Bytes for which the cache has been slow without a break.
+    slow_len: u64,
+    /// After how many the device is tried.
+    device_len: u64,
     sample: Sample,
 }
 
@@ -130,6 +140,8 @@ impl Pace {
             taken_for: f64::INFINITY,
             since_tries: 0,
             retry_len: RETRY_LEN,
+            slow_len: 0,
+            device_len: DEVICE_LEN,
             sample: Sample::default(),
         }))
     }
@@ -244,14 +256,22 @@ impl State {
     fn judge(&mut self, now: Instant) {
         let is_trying = self.tried_from.is_some();
         let enough = if is_trying { self.way.probe_len() } else { self.way.sample_len() };
-        if self.sample.bytes < enough {
+        let bytes = self.sample.bytes;
+        if bytes < enough {
             return;
         }
-        self.since_tries += self.sample.bytes;
         let rate = self.sample.take(now);
+        self.since_tries += bytes;
+        if self.way != Way::Direct {
+            self.slow_len = if rate < FAST { self.slow_len + bytes } else { 0 };
+        }
         if !is_trying {
             if !self.is_to_be_replaced(rate) {
                 return;
+            }
+            if self.way == Way::Cached && self.taken_for >= FAST {
+                let has_lasted = self.since_tries >= self.retry_len;
+                self.retry_len = if has_lasted { RETRY_LEN } else { (self.retry_len * 2).min(MAX_LEN) };
             }
             self.rates = [None; 3];
             self.tried_from = Some(self.way);
@@ -266,19 +286,21 @@ impl State {
 
     /// Whether other ways shall be tried, now that the present one has `rate`.
     fn is_to_be_replaced(&self, rate: f64) -> bool {
-        if self.way == Way::Cached && rate >= FAST {
-            return false;
+        match self.way {
+            Way::Cached if rate >= FAST => false,
+            Way::Cached | Way::Short if rate < FAST => {
+                self.taken_for >= FAST || self.since_tries >= self.device_len / 2
+            }
+            _ => self.since_tries >= self.retry_len,
         }
-        let has_slowed = self.way != Way::Direct && rate < FAST && rate < self.taken_for / 2.0;
-        let is_due = if self.taken_for < FAST { RETRY_LEN } else { 0 };
-        has_slowed && self.since_tries >= is_due || self.since_tries >= self.retry_len
     }
 
     /// The next way that may be worth a try. A device is not, beside a cache
-    /// that is fast.
+    /// that is fast, or was so a moment ago.
     fn untried(&self) -> Option<Way> {
         let is_fast = self.rates.iter().flatten().any(|rate| *rate >= FAST);
-        let can = |way: &Way| *way != Way::Direct || self.can_direct && !is_fast;
+        let may_device = self.can_direct && !is_fast && self.slow_len >= self.device_len;
+        let can = |way: &Way| *way != Way::Direct || may_device;
         Way::ALL.into_iter().filter(can).find(|way| self.rate(*way).is_none())
     }
 
@@ -292,10 +314,18 @@ impl State {
 
     /// Takes a way for the time being.
     fn settle(&mut self, way: Way) {
-        self.retry_len = match self.tried_from.take() {
-            Some(before) if before == way => (self.retry_len * 2).min(MAX_RETRY_LEN),
-            _ => RETRY_LEN,
-        };
+        let doubled = |len: u64| (len * 2).min(MAX_LEN);
+        let is_fast = self.rate(way).is_some_and(|rate| rate >= FAST);
+        let before = self.tried_from.take();
+        if before == Some(way) && (is_fast || way == Way::Direct) {
+            self.retry_len = doubled(self.retry_len);
+        } else if before == Some(Way::Direct) || way == Way::Direct {
+            self.retry_len = RETRY_LEN;
+        }
+        if self.rate(Way::Direct).is_some() {
+            self.device_len = if way == Way::Direct { DEVICE_LEN } else { doubled(self.device_len) };
+            self.slow_len = 0;
+        }
         self.taken_for = self.rate(way).unwrap_or(0.0);
         self.since_tries = 0;
         self.turn_to(way);
@@ -365,16 +395,16 @@ mod tests {
     fn a_way_that_turns_slow_is_left_at_once() {
         let mut state = new_state();
         write(&mut state, GIB, [0.8e9, 6e9, 2e9]);
-        assert_eq!((state.way, state.retry_len), (Way::Short, MAX_RETRY_LEN));
+        assert_eq!((state.way, state.retry_len), (Way::Short, MAX_LEN));
         let [cached, short, _] = write(&mut state, GIB, [0.4e9, 0.4e9, 2e9]);
-        assert!(cached + short < 24 << 20, "{cached} {short}");
+        assert!(cached + short < 48 << 20, "{cached} {short}");
     }
 
     #[test]
     fn a_cache_that_was_slow_for_a_moment_is_taken_again() {
         for slow in [[0.3e9, 0.3e9, 2e9], [0.3e9, 3e9, 2e9]] {
             let mut state = new_state();
-            write(&mut state, RETRY_LEN / 2, slow);
+            write(&mut state, RETRY_LEN, slow);
             assert_ne!(state.way, Way::Cached);
             let [cached, ..] = write(&mut state, GIB, [6e9, 3e9, 2e9]);
             assert!(cached >= GIB - 2 * RETRY_LEN, "{cached}");
@@ -404,7 +434,7 @@ mod tests {
     #[test]
     fn ways_a_little_faster_than_the_first_are_not_worth_it() {
         let [cached, ..] = write(&mut new_state(), GIB, [1.0e9, 1.1e9, 1.2e9]);
-        assert!(cached > GIB - GIB / 10, "{cached}");
+        assert!(cached > GIB - GIB / 8, "{cached}");
     }
 
     #[test]
