@@ -32,6 +32,10 @@ mod stream;
 mod wrapper;
 mod xbzrle;
 
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+
 #[allow(dead_code, reason = "a part of it is used")]
 #[path = "../../tests/support/channel.rs"]
 mod channel;
@@ -44,6 +48,15 @@ mod synth;
 
 /// Bytes of memory that a run may take beside its input.
 pub const MEMORY: usize = 256 << 20;
+
+/// What all threads of a run may take of processors. By the clock it may be more,
+/// on a machine that does other things too.
+pub const TIME: Duration = Duration::from_secs(5);
+
+/// What this process has taken of processors.
+pub fn cpu_time() -> Duration {
+    clock_gettime(ClockId::ProcessCPUTime).try_into().expect("it is no negative time")
+}
 
 /// A target: its name, and what it does with any bytes.
 pub struct Target {
@@ -74,7 +87,7 @@ pub fn target(name: &str) -> &'static Target {
 }
 
 /// The binary of a target: hands what libFuzzer makes up to it, and lets it take
-/// no more memory than is promised.
+/// no more memory and time than is promised.
 #[macro_export]
 macro_rules! target {
     ($name:literal) => {
@@ -84,8 +97,11 @@ macro_rules! target {
         libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
             let held = ALLOCATOR.allocated();
             ALLOCATOR.set_limit(held + $crate::MEMORY + bytes.len()).expect("less is held");
+            let start = $crate::cpu_time();
             ($crate::target($name).run)(bytes);
+            let took = $crate::cpu_time() - start;
             ALLOCATOR.set_limit(usize::MAX).expect("no limit");
+            assert!(took <= $crate::TIME, "it takes {took:?}");
         });
     };
 }
