@@ -136,6 +136,8 @@ fn devices() {
     fuzz("description", 2000);
     fuzz("device", 2000);
     fuzz("device_made", 2000);
+    fuzz("body", 2000);
+    fuzz("virtio", 400);
 }
 
 #[test]
