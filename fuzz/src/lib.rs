@@ -16,6 +16,7 @@
     reason = "a target fails by panicking"
 )]
 
+mod body;
 mod damage;
 mod description;
 mod device;
@@ -29,8 +30,16 @@ mod plan;
 mod read_once;
 mod salvage;
 mod stream;
+mod virtio;
 mod wrapper;
 mod xbzrle;
+
+#[allow(unused_imports, reason = "for those who make seeds")]
+pub use body::seed as body_seed;
+
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
 
 #[allow(dead_code, reason = "a part of it is used")]
 #[path = "../../tests/support/channel.rs"]
@@ -45,6 +54,15 @@ mod synth;
 /// Bytes of memory that a run may take beside its input.
 pub const MEMORY: usize = 256 << 20;
 
+/// What all threads of a run may take of processors. By the clock it may be more,
+/// on a machine that does other things too.
+pub const TIME: Duration = Duration::from_secs(5);
+
+/// What this process has taken of processors.
+pub fn cpu_time() -> Duration {
+    clock_gettime(ClockId::ProcessCPUTime).try_into().expect("it is no negative time")
+}
+
 /// A target: its name, and what it does with any bytes.
 pub struct Target {
     pub name: &'static str,
@@ -52,11 +70,13 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 15] = [
     Target { name: "stream", run: stream::run },
     Target { name: "description", run: description::run },
     Target { name: "device", run: device::run },
     Target { name: "device_made", run: device::run_made },
+    Target { name: "body", run: body::run },
+    Target { name: "virtio", run: virtio::run },
     Target { name: "xbzrle", run: xbzrle::run },
     Target { name: "mapped_ram", run: mapped_ram::run },
     Target { name: "wrapper", run: wrapper::run },
@@ -74,7 +94,7 @@ pub fn target(name: &str) -> &'static Target {
 }
 
 /// The binary of a target: hands what libFuzzer makes up to it, and lets it take
-/// no more memory than is promised.
+/// no more memory and time than is promised.
 #[macro_export]
 macro_rules! target {
     ($name:literal) => {
@@ -84,8 +104,11 @@ macro_rules! target {
         libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
             let held = ALLOCATOR.allocated();
             ALLOCATOR.set_limit(held + $crate::MEMORY + bytes.len()).expect("less is held");
+            let start = $crate::cpu_time();
             ($crate::target($name).run)(bytes);
+            let took = $crate::cpu_time() - start;
             ALLOCATOR.set_limit(usize::MAX).expect("no limit");
+            assert!(took <= $crate::TIME, "it takes {took:?}");
         });
     };
 }

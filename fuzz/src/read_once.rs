@@ -2,10 +2,13 @@
 
 use std::io::Cursor;
 
-use ramlift::{BlockPages, Description, DeviceJson, ErrorKind, Incoming, Kept, Progress, Ram, Stream};
+use ramlift::{
+    BlockPages, Description, DeviceJson, ErrorKind, Incoming, Kept, Progress, Ram, SectionType, Stream,
+};
 
 use super::images::{Images, Passing};
 use super::look::check_error;
+use super::synth::FOOTER;
 
 /// The first byte says how much is read at a time.
 pub fn run(bytes: &[u8]) {
@@ -30,6 +33,7 @@ pub fn check_going_by(bytes: &[u8], chunk_len: usize) {
     let incoming = Incoming::new("pipe", Cursor::new(bytes.to_vec())).with_chunk_len(chunk_len);
     let passed = Stream::read_once(incoming, &kept, &Progress::new(), &mut passing);
     match (Stream::parse(bytes), passed) {
+        (Ok(whole), _) if is_misled(&whole) => {}
         (Ok(whole), Ok(passed)) => check_same(&whole, &passed, &passing.images, bytes),
         (Ok(whole), Err(error)) => {
             check_error(&error, bytes);
@@ -55,6 +59,19 @@ pub fn check_going_by(bytes: &[u8], chunk_len: usize) {
 fn may_fail(whole: &Stream<'_>, error: &ramlift::Error) -> bool {
     let is_scattered = || whole.ram().is_none_or(|ram| Images::scattered(ram, 1).is_ok());
     matches!(error.kind(), ErrorKind::GoneBy { .. } | ErrorKind::TooMuchToKeep { .. }) || !is_scattered()
+}
+
+/// Whether a device before the end of RAM has its own footer in its body. What
+/// goes by has to believe it: the description, which knows better, is yet to come.
+fn is_misled(whole: &Stream<'_>) -> bool {
+    let sections = whole.sections();
+    let is_end =
+        |section: &ramlift::Section| section.kind == SectionType::End && section.handler.idstr == *"ram";
+    let end = sections.iter().position(is_end).unwrap_or(sections.len());
+    sections.iter().take(end).filter(|section| section.kind == SectionType::Full).any(|section| {
+        let footer = [&[FOOTER], section.handler.section_id.to_be_bytes().as_slice()].concat();
+        whole.body(section).windows(footer.len()).any(|bytes| bytes == footer)
+    })
 }
 
 fn check_same(whole: &Stream<'_>, passed: &Stream<'_>, images: &Images, bytes: &[u8]) {

@@ -12,8 +12,9 @@ use ramlift::{Stream, StreamOffset};
 use super::look::{check_error, check_message, look_through};
 use super::synth::small_stream;
 
-/// What is unpacked of a layer at most: a bomb is larger, and no finding.
-const UNPACKED: u64 = 1 << 20;
+/// What is unpacked of a layer at most, more than a decoder hands on at a time: a
+/// bomb is larger, and no finding.
+const UNPACKED: u64 = 300 << 10;
 const DEPTH: usize = 8;
 
 /// What is unpacked in one go at most, whatever is asked for.
@@ -88,8 +89,8 @@ fn check_layout(xml: &[u8]) {
 /// Unpacks twice, in large pieces and in small ones, and checks that it is the
 /// same.
 fn unpack<'b>(bytes: &'b [u8], open: impl Fn(&'b [u8]) -> Box<dyn Read + Send + 'b>) -> Vec<u8> {
-    let (whole, failure) = read(open(bytes), UNPACKED as usize);
-    let (pieces, other) = read(open(bytes), 37);
+    let (whole, failure) = read(open(bytes), &[UNPACKED as usize]);
+    let (pieces, other) = read(open(bytes), &[1, 37, 512, 4099, 30_000]);
     let same = whole.len().min(pieces.len());
     let lens = format!("{} bytes at once, {} in pieces", whole.len(), pieces.len());
     assert!(whole[..same] == pieces[..same], "other bytes: {lens}");
@@ -102,10 +103,15 @@ fn unpack<'b>(bytes: &'b [u8], open: impl Fn(&'b [u8]) -> Box<dyn Read + Send + 
     pieces
 }
 
-fn read(mut reader: impl Read, piece: usize) -> (Vec<u8>, Option<String>) {
-    let (mut all, mut buffer) = (Vec::new(), vec![0; piece]);
-    while (all.len() as u64) < UNPACKED {
-        match reader.read(&mut buffer) {
+/// Reads pieces of these lengths, again and again.
+fn read(mut reader: impl Read, lens: &[usize]) -> (Vec<u8>, Option<String>) {
+    let mut buffer = vec![0; lens.iter().copied().max().expect("there is one")];
+    let mut all = Vec::new();
+    for len in lens.iter().cycle() {
+        if all.len() as u64 >= UNPACKED {
+            break;
+        }
+        match reader.read(&mut buffer[..*len]) {
             Ok(0) => return (all, None),
             Ok(len) => all.extend(&buffer[..len]),
             Err(why) => {
@@ -174,8 +180,8 @@ fn vm_state(state: &VmState<&&[u8]>, bytes: &[u8]) -> Option<Vec<u8>> {
         }
     }
     assert!(end <= state.len() || end >= UNPACKED, "runs end at {end:#x}, the state at {:#x}", state.len());
-    let (content, _) = read(state.reader(), 1 << 16);
-    let (pieces, _) = read(state.reader(), 1000);
+    let (content, _) = read(state.reader(), &[1 << 16]);
+    let (pieces, _) = read(state.reader(), &[1000]);
     assert!(content == pieces, "the state reads in two ways");
     let common = content.len().min(by_runs.len());
     assert!(content[..common] == by_runs[..common], "the state is not what its runs have");

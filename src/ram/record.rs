@@ -193,7 +193,7 @@ impl<'a, 's> PageRecords<'a, 's> {
             ram_flag::ZERO => RecordContent::Fill(0),
             ram_flag::XBZRLE => RecordContent::Xbzrle,
             ram_flag::COMPRESS_PAGE => RecordContent::Compressed,
-            ram_flag::EOS if flags == ram_flag::EOS => return Ok(None),
+            ram_flag::EOS if word == ram_flag::EOS => return Ok(None),
             _ => return Err(Error::at(at, refused_flags(flags))),
         };
         let block = self.block(flags, at)?;
@@ -402,6 +402,9 @@ fn refused_flags(flags: u64) -> ErrorKind {
             flags,
             why: "a block list, which stands only at the start of the START section".into(),
         },
+        ram_flag::EOS => {
+            ErrorKind::RamFlags { flags, why: "the end of a body, which has neither offset nor block".into() }
+        }
         0 => ErrorKind::RamFlags { flags, why: "none of which says what the record is".into() },
         _ => {
             let unknown = flags & !ram_flag::MASK;

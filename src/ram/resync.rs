@@ -225,14 +225,17 @@ impl<'a> RamReader<'a, '_> {
             let gap = cursor.offset().0.checked_sub(end.0);
             list.get(last.block).is_some_and(|block| fits(last.block, block))
                 && gap.is_some_and(|gap| {
-                    self.is_bridged(last.offset.0, first, gap) || self.is_near(last.offset.0, first, gap)
+                    self.is_bridged(last.offset.0, first, gap)
+                        || leads_to(list, last.block, followed_by) && self.is_near(last.offset.0, first, gap)
                 })
         });
         before.map_or(Attribution::Unknown { skipped, until }, |(last, _)| Attribution::Known(last.block))
     }
 
     /// Whether in the first pass, which sends all pages, the one behind the gap
-    /// is one of the next few: bytes have been removed, and few of them.
+    /// is one of the next few: bytes have been removed, and few of them. Another
+    /// block's page may be that too; so the block has to be the one that the list
+    /// has before the block that is named next.
     fn is_near(&self, before: u64, behind: u64, gap: u64) -> bool {
         const PAGES: u64 = 16;
         let page_len = self.state.page_size.bytes();
@@ -259,6 +262,13 @@ impl<'a> RamReader<'a, '_> {
             is_all || (len > 0 && len % data_len == 0 && len / data_len <= missing)
         })
     }
+}
+
+/// Whether in the first pass, which goes through the blocks as they are listed,
+/// this one can stand behind the last of `block`.
+fn leads_to(list: &BlockList, block: BlockId, named: Option<BlockId>) -> bool {
+    let next = BlockId(block.0 + 1);
+    list.get(next).is_none() || named == Some(next)
 }
 
 /// What the first record behind a gap is worth: the damage may reach into its

@@ -22,6 +22,8 @@ pub fn seeds() -> HashMap<&'static str, Seeds> {
         ("damage", any(20)),
         ("mapped_ram", any(20)),
         ("device_made", any(20)),
+        ("virtio", any(20)),
+        ("body", (0..9).map(|which| (format!("empty-{which}"), vec![which, 0, 0, 0, 0])).collect()),
         ("xbzrle", xbzrle()),
         ("multifd", multifd()),
         ("wrapper", wrapper()),
@@ -133,6 +135,9 @@ fn wrapper() -> Seeds {
     }
     let small = small_stream().finish();
     let zstd = zstd::encode_all(small.as_slice(), 3).unwrap();
+    // A frame that is long enough to be taken as a whole, and one that is not.
+    let frame = zstd::encode_all(noise(1, 16_500).as_slice(), 3).unwrap();
+    seeds.push(("frames".to_owned(), [frame, zstd.clone()].concat()));
     seeds.push(("bare".to_owned(), small));
     seeds.push(("zstd-in-zstd".to_owned(), zstd::encode_all(zstd.as_slice(), 3).unwrap()));
     seeds

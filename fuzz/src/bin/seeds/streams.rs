@@ -29,6 +29,9 @@ pub fn seeds() -> HashMap<&'static str, Seeds> {
         let Ok(stream) = Stream::parse(&bytes) else { continue };
         let mapped =
             stream.configuration().is_some_and(|configuration| configuration.has_capability("mapped-ram"));
+        for (nth, seed) in bodies(&stream).into_iter().enumerate() {
+            seeds.entry("body").or_default().push((format!("{name}-{nth}"), seed));
+        }
         let descs = descriptions(&stream);
         for (nth, group) in groups(&stream, &descs, &mut seen).into_iter().enumerate() {
             for (device, desc) in &group {
@@ -121,6 +124,32 @@ fn groups<'s>(
         groups.last_mut().unwrap().push((device, desc));
     }
     groups
+}
+
+/// Seeds of the target `body`: of each handler the first sections that are not long.
+fn bodies(stream: &Stream<'_>) -> Vec<Vec<u8>> {
+    const BODY_LEN: usize = 2500;
+    let mut by_handler = HashMap::<u32, [&[u8]; 3]>::new();
+    let mut names = HashMap::new();
+    for section in stream.sections() {
+        let nth = match section.kind {
+            SectionType::Start => 0,
+            SectionType::Part => 1,
+            _ => 2,
+        };
+        let body = stream.body(section);
+        names.insert(section.handler.section_id, section.handler.idstr.clone());
+        let bodies = by_handler.entry(section.handler.section_id).or_default();
+        if bodies[nth].is_empty() && body.len() <= BODY_LEN {
+            bodies[nth] = body;
+        }
+    }
+    let mut seeds: Vec<_> = by_handler
+        .into_iter()
+        .filter_map(|(id, bodies)| ramlift_fuzz::body_seed(names[&id].as_bytes(), bodies))
+        .collect();
+    seeds.sort();
+    seeds
 }
 
 /// What a description says behind name and instance.
