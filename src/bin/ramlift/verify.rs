@@ -27,6 +27,7 @@ use crate::compare::{OutputDir, first_difference};
 use crate::evidence::{InputEntry, Role};
 use crate::exit::{Exit, Failure};
 use crate::hash;
+use crate::inputs;
 use crate::manifest::{Content, FileEntry, MANIFEST, SIDECAR};
 use crate::os_text::{self, RecordedPath};
 use crate::recorded::Recorded;
@@ -300,7 +301,7 @@ impl Check<'_> {
         if !kind.is_file() && !kind.is_block_device() {
             return Err(io::Error::other("is no file"));
         }
-        let mut file = ramlift::open_to_read(path)?;
+        let mut file = inputs::open(path)?;
         let size = io::Seek::seek(&mut file, io::SeekFrom::End(0))?;
         let shown = brief(path);
         match entry.size {
