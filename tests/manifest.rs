@@ -252,3 +252,34 @@ fn directories_that_nothing_was_written_into_are_named() {
         ["differs: deep/down: is not in the manifest", "differs: mine: is not in the manifest"]
     );
 }
+
+#[test]
+fn a_hash_that_nobody_can_check_is_a_difference() {
+    let place = Workplace::with(&small_stream().finish());
+    place.ramlift(&["extract", "-q", "stream", "-o", "out"]).expect_code(0);
+    let manifest = place.json("out/manifest.json");
+    for at in ["/files/0", "/inputs/0"] {
+        let mut edited = manifest.clone();
+        edited.pointer_mut(at).unwrap()["hash"] = json!("00".repeat(32));
+        fs::write(place.join("out/manifest.json"), edited.to_string()).unwrap();
+        let output = place.ramlift(&["verify", "out"]).expect_code(1);
+        assert!(output.text().contains("has a hash of it, and says that there are none"), "{output:?}");
+    }
+}
+
+#[test]
+fn the_length_of_a_stream_that_is_elsewhere_is_checked_where_it_is_told_of_the_source_too() {
+    let place = Workplace::with(&small_stream().finish());
+    for (input, script) in [("stream", ""), ("-", "< stream"), ("-", "--hash sha256 < stream")] {
+        let script = format!("rm -rf out; exec \"$0\" extract -q {input} -o out {script}");
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", &script]).arg(support::cli::binary()).current_dir(place.path());
+        assert!(command.status().unwrap().success(), "{script}");
+        place.ramlift(&["verify", "out", "--stream", "stream"]).expect_code(0);
+        let mut manifest = place.json("out/manifest.json");
+        manifest["source"]["size"] = json!(1);
+        fs::write(place.join("out/manifest.json"), manifest.to_string()).unwrap();
+        let output = place.ramlift(&["verify", "out", "--stream", "stream"]).expect_code(1);
+        assert!(output.text().contains("/source/size is 1, expected"), "{output:?}");
+    }
+}
