@@ -78,7 +78,7 @@ fn extract_mapped(job: Job<'_>, input: &Input, origin: &Origin) -> Result<Exit, 
     evidence.hash_beside(origin)?;
     let bar = progress::is_visible(args.quiet);
     let shared = args.shared_files.iter().map(open_shared).collect::<Result<Vec<_>, _>>()?;
-    channels::with_channels(&args.source, input, bar, |stream| {
+    channels::with_channels(&args.source, input, origin, bar, |stream| {
         let mut stream = stream;
         stream.check_whole().map_err(Failure::input(path))?;
         supply_shared(path, &mut stream, &shared)?;

@@ -228,7 +228,7 @@ pub(crate) fn run(args: &InfoArgs) -> Result<Exit, Failure> {
         let source = &args.source;
         let (input, origin) = source::open_unpacked(&source.stream, &source.layers, source.salvage)?;
         let bar = progress::is_visible(false);
-        return channels::with_channels(source, &input, bar, |stream| print(args, &stream, &origin));
+        return channels::with_channels(source, &input, &origin, bar, |stream| print(args, &stream, &origin));
     }
     source::with_stream(&args.source, |stream, origin| print(args, stream, origin))
 }

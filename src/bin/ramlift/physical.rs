@@ -44,7 +44,7 @@ pub(crate) fn extract(args: &ExtractArgs, format: Format) -> Result<Exit, Failur
     evidence.hash_beside(&origin)?;
     let bar = progress::is_visible(args.quiet);
     let shared = args.shared_files.iter().map(open_shared).collect::<Result<Vec<_>, _>>()?;
-    let (content, is_partial) = channels::with_channels(&args.source, &input, bar, |stream| {
+    let (content, is_partial) = channels::with_channels(&args.source, &input, &origin, bar, |stream| {
         let mut stream = stream;
         stream.check_whole().map_err(Failure::input(path))?;
         supply_shared(path, &mut stream, &shared)?;
