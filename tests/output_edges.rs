@@ -178,3 +178,35 @@ fn who_comes_second_to_a_new_directory_is_told_what_happened() {
     assert!(stderr.contains("out: was made by another run") && stderr.contains("--force"), "{stderr}");
     assert!(entries_of(place.path()) == ["out", "stream"] && place.read("out/manifest.json") == manifest);
 }
+
+/// Not even a pipe, which would have to be waited for, or a device without an end.
+#[test]
+fn what_stands_where_an_earlier_manifest_would_is_read_if_it_is_a_file() {
+    let place = small();
+    let make = |script: &str| {
+        let script = format!("rm -rf out && mkdir -p -m 700 out/.ramlift-incomplete-abcdef && {script}");
+        let made = Command::new("sh").args(["-c", &script]).current_dir(place.path()).status();
+        assert!(made.unwrap().success(), "{script}");
+    };
+    let extract = || {
+        let args =
+            ["-k", "1", "60", "sh", "-c", "ulimit -v 2000000; exec \"$0\" extract -q stream -o out --force"];
+        let mut command = Command::new("timeout");
+        let ended = command.args(args).arg(binary()).current_dir(place.path()).output().unwrap();
+        (ended.status.code(), String::from_utf8(ended.stderr).unwrap())
+    };
+    make("mkfifo out/manifest.json");
+    let (code, stderr) = extract();
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("out/manifest.json: in the way is a device, a pipe or a socket"), "{stderr}");
+    make("mkfifo out/.ramlift-incomplete-abcdef/manifest.json");
+    let (code, stderr) = extract();
+    assert_eq!(code, Some(0), "{stderr}");
+    // Read to the end, it would be all the memory that there is.
+    for script in ["ln -s /dev/zero out/manifest.json", "truncate -s 1500M out/manifest.json"] {
+        make(script);
+        let (code, stderr) = extract();
+        assert_eq!(code, Some(0), "{script}: {stderr}");
+        place.ramlift(&["verify", "out"]).expect_code(0);
+    }
+}
