@@ -210,3 +210,17 @@ fn what_stands_where_an_earlier_manifest_would_is_read_if_it_is_a_file() {
         place.ramlift(&["verify", "out"]).expect_code(0);
     }
 }
+
+#[test]
+fn a_file_is_not_begun_whose_name_is_that_of_a_directory() {
+    let place = small();
+    // Not even what is no stream is looked at.
+    fs::write(place.join("stream"), "no stream").unwrap();
+    let args = ["extract", "stream", "--format", "raw", "--map=main.ram@0", "-o", "file/"];
+    let output = place.ramlift(&args).expect_code(1);
+    assert!(
+        output.stderr.contains("file/: has the name of a directory; this format is one file"),
+        "{output:?}"
+    );
+    assert_eq!(entries_of(place.path()), ["stream"]);
+}
