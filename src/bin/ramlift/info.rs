@@ -254,7 +254,7 @@ fn print_xml(path: &Path, origin: &Origin) -> Result<Exit, Failure> {
         return Err(Failure::Other(text));
     };
     let mut out = terminal::stdout();
-    out.write_all(xml).map_err(Failure::stdout)?;
+    out.write_all(&terminal::as_shown(xml)).map_err(Failure::stdout)?;
     terminal::finish(out)?;
     Ok(Exit::Complete)
 }
