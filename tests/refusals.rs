@@ -78,3 +78,15 @@ fn what_came_by_standard_input_is_called_so() {
     let stderr = ramlift_fed(place.path(), &["info", "-"], b"nothing that is known").expect_code(1).stderr;
     assert!(stderr.starts_with("error: standard input: "), "{stderr}");
 }
+
+#[test]
+fn an_option_of_another_format_is_not_passed_over() {
+    let stream = support::synth::small_stream().finish();
+    for args in [&["--map", "main.ram@0"][..], &["--below-4g", "1G"]] {
+        let stderr = refused(&stream, args);
+        assert!(stderr.contains("--map and --below-4g are for the formats of guest-physical"), "{stderr}");
+    }
+    for args in [&["--compress", "zlib"][..], &["--compress", "zstd", "--format", "raw"]] {
+        assert!(refused(&stream, args).contains("--compress is for --format kdump"));
+    }
+}

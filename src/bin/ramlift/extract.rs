@@ -26,6 +26,13 @@ pub(crate) fn run(args: &mut ExtractArgs) -> Result<Exit, Failure> {
     let args = &*args;
     match args.format {
         Format::Blocks if args.vaddr => Err(Failure::Other("--vaddr is for --format elf".to_owned())),
+        Format::Blocks if args.layout.is_given() => {
+            let text = "--map and --below-4g are for the formats of guest-physical memory: --format elf, lime, avml, kdump or raw";
+            Err(Failure::Other(text.to_owned()))
+        }
+        format if args.compress.is_some() && format != Format::Kdump => {
+            Err(Failure::Other("--compress is for --format kdump".to_owned()))
+        }
         Format::Blocks => extract(args),
         format => physical::extract(args, format),
     }

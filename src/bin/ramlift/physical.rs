@@ -148,7 +148,7 @@ impl<'r, 'a> File<'r, 'a> {
             Format::Raw => Self::Plan(raw::plan(layout)),
             Format::Avml => Self::Avml(Avml::new(ram, layout)),
             Format::Kdump => {
-                let compression = match args.compress {
+                let compression = match args.compress.unwrap_or(Compress::Zstd) {
                     Compress::Zlib => Compression::Zlib,
                     Compress::Zstd => Compression::Zstd,
                 };
