@@ -59,6 +59,10 @@ fn a_salvage_is_advised_only_where_it_gets_further() {
     let stderr = refused(&external, &[]);
     assert!(stderr.contains("external data file") && !stderr.contains("--salvage"), "{stderr}");
     let stream = unpack("pc-10.0-paused");
+    let stderr = refused(&stream, &["--format", "raw", "--map", "none@0"]);
+    assert!(stderr.contains("met none@0x0") && !stderr.contains("--salvage"), "{stderr}");
+    let stderr = refused(&stream, &["--channel", "stream", "--salvage"]);
+    assert!(stderr.contains("multifd channel") && !stderr.contains("--salvage"), "{stderr}");
     let stderr = refused(&stream[..stream.len() / 2], &[]);
     assert!(stderr.contains("--salvage"), "{stderr}");
 }

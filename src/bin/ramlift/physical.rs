@@ -103,11 +103,11 @@ pub(crate) fn with_file(
     take: impl FnOnce(&File<'_, '_>, PhysicalMemory<'_, '_>) -> Result<(), Failure>,
 ) -> Result<(Content, bool), Failure> {
     let path = &args.source.stream;
-    let fail = Failure::input(path);
     let Some(ram) = stream.ram() else {
         return Err(Failure::Other(format!("{}: the stream has no RAM", path.display())));
     };
-    let layout = Layout::derive(stream, &layout::hints(&args.layout, origin)).map_err(&fail)?;
+    let layout = Layout::derive(stream, &layout::hints(&args.layout, origin));
+    let layout = layout.map_err(Failure::layer(path))?;
     if layout.regions().is_empty() {
         let why = layout::warnings(stream, &layout).join("; ");
         return Err(Failure::Other(format!("{}: no RAM has a place: {why}", path.display())));
