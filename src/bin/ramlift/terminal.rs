@@ -29,15 +29,10 @@ pub(crate) fn as_shown(text: &[u8]) -> Cow<'_, [u8]> {
     if !io::stdout().is_terminal() {
         return text.into();
     }
-    let text = String::from_utf8_lossy(text);
-    text.split_inclusive(['\n', '\t'])
-        .flat_map(|piece| match piece.strip_suffix(['\n', '\t']) {
-            Some(line) => [plain(line), piece.get(line.len()..).unwrap_or_default().to_owned()],
-            None => [plain(piece), String::new()],
-        })
-        .collect::<String>()
-        .into_bytes()
-        .into()
+    let is_shown = |c: char| matches!(c, '\n' | '\t') || Idstr::is_plain(c);
+    let shown = |c| if is_shown(c) { c } else { char::REPLACEMENT_CHARACTER };
+    let shown: String = String::from_utf8_lossy(text).chars().map(shown).collect();
+    shown.into_bytes().into()
 }
 
 /// Text of any length in a message: of what is too long, begin and end.
