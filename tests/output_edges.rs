@@ -224,3 +224,36 @@ fn a_file_is_not_begun_whose_name_is_that_of_a_directory() {
     );
     assert_eq!(entries_of(place.path()), ["stream"]);
 }
+
+/// What the user allows by `ulimit -f` is not taken for what the command was to.
+#[test]
+fn which_limit_of_a_packed_file_is_met_is_said() {
+    let place = Workplace::with(
+        &Synth::machine()
+            .ram(
+                &[Block::new("main.ram", 0x10000)],
+                (0..16).fold(Records::new(), |records, page| {
+                    records.data("main.ram", page << 12, &noise(page + 1, 4096))
+                }),
+            )
+            .finish(),
+    );
+    let limited = |args: &str| {
+        let script = format!("ulimit -f 8; exec \"$0\" {args}");
+        let mut command = Command::new("sh");
+        let ended = command.args(["-c", &script]).arg(binary()).current_dir(place.path()).output().unwrap();
+        let text = [ended.stdout, ended.stderr].concat();
+        (ended.status.code(), String::from_utf8(text).unwrap())
+    };
+    let args = "extract -q stream --format avml --map main.ram@0 -o file";
+    for (max, expected) in [("1G", "`ulimit -f`"), ("1K", "--max-output: ")] {
+        let (code, text) = limited(&format!("{args} --max-output {max}"));
+        assert_eq!(code, Some(1), "{text}");
+        let other = if max == "1G" { "--max-output" } else { "ulimit" };
+        assert!(text.contains(expected) && !text.contains(other), "{text}");
+    }
+    place.ramlift(&args.split(' ').collect::<Vec<_>>()).expect_code(0);
+    let (code, text) = limited("verify file.manifest.json");
+    assert_eq!(code, Some(3), "{text}");
+    assert!(text.contains("File too large") && !text.contains("--max-temp"), "{text}");
+}
