@@ -120,11 +120,23 @@ impl<'a> Stream<'a> {
         taker: &mut impl PageTaker,
     ) -> Result<Self> {
         let mut walk = Walk::over_reader(incoming, kept, progress, taker)?;
-        walk.run_over_reader()?;
+        let behind = walk.run_over_reader()?;
         if walk.late_page_size().is_some() {
             return Err(Error::new(ErrorKind::GoneBy { what: "the page size shows too late" }));
         }
-        Ok(Self::warned(walk.finish()))
+        let mut stream = Self::warned(walk.finish());
+        if let Some(failure) = behind {
+            stream.warn_behind(&failure);
+        }
+        Ok(stream)
+    }
+
+    /// Adds to the [`warnings`](Self::warnings) how it ended to unpack what the
+    /// stream is inside of, where that is no loss: behind the stream's end. What
+    /// goes by has that already.
+    pub fn warn_behind(&mut self, failure: &Error) {
+        let text = format!("behind the end of the stream: {failure}");
+        self.0.warnings.push(Warning { offset: Some(self.0.end), text, is_loss: false });
     }
 
     /// Warns of a stream whose pages are in other files: all of its memory

@@ -252,3 +252,31 @@ fn a_device_that_fails_is_an_error() {
         assert_eq!(entries_of(place.path()), ["stream"], "{args:?}");
     }
 }
+
+/// A file is opened by its name more than once: for its length, to be hashed, to
+/// be read. What is told of it has to be of one file.
+#[test]
+fn a_file_that_is_replaced_by_another_is_noticed() {
+    let blocks = [Block::new("shared", 0x2000).mr_addr(0x10_0000), Block::new("main.ram", 0x1000).mr_addr(0)];
+    let records = Records::new().data("main.ram", 0, &noise(1, 4096));
+    let stream = Synth::machine().capabilities(&["x-ignore-shared"]).ram(&blocks, records).finish();
+    for more in [&["--hash", "sha256"][..], &[]] {
+        let place = Workplace::with(b"");
+        fs::write(place.join("mem"), noise(2, 0x2000)).unwrap();
+        fs::write(place.join("other"), noise(3, 0x2000)).unwrap();
+        assert!(Command::new("mkfifo").arg(place.join("pipe")).status().unwrap().success());
+        let mut command = Command::new(binary());
+        command.args(["extract", "-q", "pipe", "-o", "out", "--shared-file", "shared=mem"]).args(more);
+        let child = command.current_dir(place.path()).stderr(Stdio::piped()).spawn().unwrap();
+        // It waits until it has looked for its other inputs.
+        let mut pipe = File::options().write(true).open(place.join("pipe")).unwrap();
+        fs::rename(place.join("other"), place.join("mem")).unwrap();
+        std::io::Write::write_all(&mut pipe, &stream).unwrap();
+        drop(pipe);
+        let ended = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains("mem: was replaced or written to while it was read"), "{stderr}");
+        assert_eq!(entries_of(place.path()), ["mem", "pipe", "stream"]);
+    }
+}

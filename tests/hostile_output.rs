@@ -6,9 +6,10 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
-use support::cli::{Output, Workplace, entries_of, files_in, ramlift_in, ramlift_within};
+use support::cli::{Output, Workplace, binary, entries_of, files_in, ramlift_in, ramlift_within};
 use support::hostile::{MEMORY_KIB, exercise, in_time, one_page, two_pages};
 use support::synth::{Block, Records, Synth, noise};
 
@@ -134,6 +135,35 @@ fn names_in_a_description_do_no_harm_on_a_terminal() {
     assert_harmless_on_a_terminal(&Output { stdout: Vec::new(), ..state });
     let unusable = one_page().describe(format!(r#"{{"devices": "{evil}"}}"#));
     assert_harmless_on_a_terminal(&Workplace::with(&unusable).ramlift(&["info", "stream"]).expect_code(3));
+}
+
+#[test]
+fn json_of_what_a_description_names_does_no_harm_on_a_terminal() {
+    let evil = "\u{7f}\u{9b}31m\u{202e}\u{200b}";
+    let field = format!(r#"{{"name": "{evil}", "type": "uint8", "size": 1}}"#);
+    let place = Workplace::with(&one_page().device(3, "dut", &[7], &field).finish());
+    let state = place.ramlift(&["state", "stream"]).expect_code(0);
+    assert_harmless_on_a_terminal(&state);
+    let state: Value = serde_json::from_slice(&state.stdout).unwrap();
+    assert_eq!(state["devices"][0]["state"][evil], 7, "{state}");
+}
+
+/// What is printed byte for byte is so, but for a terminal.
+#[test]
+fn a_description_does_no_harm_on_a_terminal() {
+    let field = "{\"name\": \"\u{9b}31m\",\n\t\"type\": \"uint8\", \"size\": 1}";
+    let place = Workplace::with(&one_page().device(3, "dut", &[7], field).finish());
+    let desc = place.ramlift(&["desc", "stream"]).expect_code(0);
+    assert!(desc.text().contains(field), "{desc:?}");
+    let command = format!("{} desc stream", binary().to_str().unwrap());
+    let mut script = Command::new("script");
+    script.args(["-qec", &command, "/dev/null"]).current_dir(place.path()).stdin(Stdio::null());
+    let Ok(shown) = script.output() else {
+        eprintln!("SKIPPED: no script(1) here that makes a terminal");
+        return;
+    };
+    let shown = String::from_utf8(shown.stdout).unwrap().replace("\r\n", "\n");
+    assert!(shown.contains(&field.replace('\u{9b}', "\u{fffd}")), "{shown:?}");
 }
 
 #[test]

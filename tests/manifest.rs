@@ -6,9 +6,12 @@ mod support;
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use support::cli::{Output, Workplace, ramlift_in};
 use support::synth::{Block, Records, Synth, noise, small_stream};
@@ -251,4 +254,53 @@ fn directories_that_nothing_was_written_into_are_named() {
         lines,
         ["differs: deep/down: is not in the manifest", "differs: mine: is not in the manifest"]
     );
+}
+
+#[test]
+fn a_hash_that_nobody_can_check_is_a_difference() {
+    let place = Workplace::with(&small_stream().finish());
+    place.ramlift(&["extract", "-q", "stream", "-o", "out"]).expect_code(0);
+    let manifest = place.json("out/manifest.json");
+    for at in ["/files/0", "/inputs/0"] {
+        let mut edited = manifest.clone();
+        edited.pointer_mut(at).unwrap()["hash"] = json!("00".repeat(32));
+        fs::write(place.join("out/manifest.json"), edited.to_string()).unwrap();
+        let output = place.ramlift(&["verify", "out"]).expect_code(1);
+        assert!(output.text().contains("has a hash of it, and says that there are none"), "{output:?}");
+    }
+}
+
+#[test]
+fn the_length_of_a_stream_that_is_elsewhere_is_checked_where_it_is_told_of_the_source_too() {
+    let place = Workplace::with(&small_stream().finish());
+    for (input, script) in [("stream", ""), ("-", "< stream"), ("-", "--hash sha256 < stream")] {
+        let script = format!("rm -rf out; exec \"$0\" extract -q {input} -o out {script}");
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", &script]).arg(support::cli::binary()).current_dir(place.path());
+        assert!(command.status().unwrap().success(), "{script}");
+        place.ramlift(&["verify", "out", "--stream", "stream"]).expect_code(0);
+        let mut manifest = place.json("out/manifest.json");
+        manifest["source"]["size"] = json!(1);
+        fs::write(place.join("out/manifest.json"), manifest.to_string()).unwrap();
+        let output = place.ramlift(&["verify", "out", "--stream", "stream"]).expect_code(1);
+        assert!(output.text().contains("/source/size is 1, expected"), "{output:?}");
+    }
+}
+
+#[test]
+fn bytes_behind_compressed_data_are_told_of_alike_in_passing_and_unpacked() {
+    let mut packed = GzEncoder::new(Vec::new(), Compression::fast());
+    packed.write_all(&small_stream().finish()).unwrap();
+    let place = Workplace::with(&[&packed.finish().unwrap()[..], b"of somebody"].concat());
+    place.ramlift(&["extract", "-q", "stream", "-o", "out"]).expect_code(0);
+    place.ramlift(&["extract", "-q", "stream", "-o", "salvaged", "--salvage"]).expect_code(0);
+    for output in ["out", "salvaged"] {
+        let verified = place.ramlift(&["verify", output]);
+        assert_eq!(verified.code, 0, "{output}: {verified:?}");
+    }
+    let [passing, unpacked] =
+        ["out", "salvaged"].map(|output| place.json(&format!("{output}/manifest.json")));
+    assert_eq!(passing["warnings"], unpacked["warnings"]);
+    let warning = passing["warnings"][0].as_str().unwrap();
+    assert!(warning.contains("behind the end of the stream: at 0x"), "{warning}");
 }

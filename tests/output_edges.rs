@@ -178,3 +178,82 @@ fn who_comes_second_to_a_new_directory_is_told_what_happened() {
     assert!(stderr.contains("out: was made by another run") && stderr.contains("--force"), "{stderr}");
     assert!(entries_of(place.path()) == ["out", "stream"] && place.read("out/manifest.json") == manifest);
 }
+
+/// Not even a pipe, which would have to be waited for, or a device without an end.
+#[test]
+fn what_stands_where_an_earlier_manifest_would_is_read_if_it_is_a_file() {
+    let place = small();
+    let make = |script: &str| {
+        let script = format!("rm -rf out && mkdir -p -m 700 out/.ramlift-incomplete-abcdef && {script}");
+        let made = Command::new("sh").args(["-c", &script]).current_dir(place.path()).status();
+        assert!(made.unwrap().success(), "{script}");
+    };
+    let extract = || {
+        let args =
+            ["-k", "1", "60", "sh", "-c", "ulimit -v 2000000; exec \"$0\" extract -q stream -o out --force"];
+        let mut command = Command::new("timeout");
+        let ended = command.args(args).arg(binary()).current_dir(place.path()).output().unwrap();
+        (ended.status.code(), String::from_utf8(ended.stderr).unwrap())
+    };
+    make("mkfifo out/manifest.json");
+    let (code, stderr) = extract();
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("out/manifest.json: in the way is a device, a pipe or a socket"), "{stderr}");
+    make("mkfifo out/.ramlift-incomplete-abcdef/manifest.json");
+    let (code, stderr) = extract();
+    assert_eq!(code, Some(0), "{stderr}");
+    // Read to the end, it would be all the memory that there is.
+    for script in ["ln -s /dev/zero out/manifest.json", "truncate -s 1500M out/manifest.json"] {
+        make(script);
+        let (code, stderr) = extract();
+        assert_eq!(code, Some(0), "{script}: {stderr}");
+        place.ramlift(&["verify", "out"]).expect_code(0);
+    }
+}
+
+#[test]
+fn a_file_is_not_begun_whose_name_is_that_of_a_directory() {
+    let place = small();
+    // Not even what is no stream is looked at.
+    fs::write(place.join("stream"), "no stream").unwrap();
+    let args = ["extract", "stream", "--format", "raw", "--map=main.ram@0", "-o", "file/"];
+    let output = place.ramlift(&args).expect_code(1);
+    assert!(
+        output.stderr.contains("file/: has the name of a directory; this format is one file"),
+        "{output:?}"
+    );
+    assert_eq!(entries_of(place.path()), ["stream"]);
+}
+
+/// What the user allows by `ulimit -f` is not taken for what the command was to.
+#[test]
+fn which_limit_of_a_packed_file_is_met_is_said() {
+    let place = Workplace::with(
+        &Synth::machine()
+            .ram(
+                &[Block::new("main.ram", 0x10000)],
+                (0..16).fold(Records::new(), |records, page| {
+                    records.data("main.ram", page << 12, &noise(page + 1, 4096))
+                }),
+            )
+            .finish(),
+    );
+    let limited = |args: &str| {
+        let script = format!("ulimit -f 8; exec \"$0\" {args}");
+        let mut command = Command::new("sh");
+        let ended = command.args(["-c", &script]).arg(binary()).current_dir(place.path()).output().unwrap();
+        let text = [ended.stdout, ended.stderr].concat();
+        (ended.status.code(), String::from_utf8(text).unwrap())
+    };
+    let args = "extract -q stream --format avml --map main.ram@0 -o file";
+    for (max, expected) in [("1G", "`ulimit -f`"), ("1K", "--max-output: ")] {
+        let (code, text) = limited(&format!("{args} --max-output {max}"));
+        assert_eq!(code, Some(1), "{text}");
+        let other = if max == "1G" { "--max-output" } else { "ulimit" };
+        assert!(text.contains(expected) && !text.contains(other), "{text}");
+    }
+    place.ramlift(&args.split(' ').collect::<Vec<_>>()).expect_code(0);
+    let (code, text) = limited("verify file.manifest.json");
+    assert_eq!(code, Some(3), "{text}");
+    assert!(text.contains("File too large") && !text.contains("--max-temp"), "{text}");
+}

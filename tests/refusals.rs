@@ -59,6 +59,10 @@ fn a_salvage_is_advised_only_where_it_gets_further() {
     let stderr = refused(&external, &[]);
     assert!(stderr.contains("external data file") && !stderr.contains("--salvage"), "{stderr}");
     let stream = unpack("pc-10.0-paused");
+    let stderr = refused(&stream, &["--format", "raw", "--map", "none@0"]);
+    assert!(stderr.contains("met none@0x0") && !stderr.contains("--salvage"), "{stderr}");
+    let stderr = refused(&stream, &["--channel", "stream", "--salvage"]);
+    assert!(stderr.contains("multifd channel") && !stderr.contains("--salvage"), "{stderr}");
     let stderr = refused(&stream[..stream.len() / 2], &[]);
     assert!(stderr.contains("--salvage"), "{stderr}");
 }
@@ -77,4 +81,16 @@ fn what_came_by_standard_input_is_called_so() {
     let place = Workplace::with(b"");
     let stderr = ramlift_fed(place.path(), &["info", "-"], b"nothing that is known").expect_code(1).stderr;
     assert!(stderr.starts_with("error: standard input: "), "{stderr}");
+}
+
+#[test]
+fn an_option_of_another_format_is_not_passed_over() {
+    let stream = support::synth::small_stream().finish();
+    for args in [&["--map", "main.ram@0"][..], &["--below-4g", "1G"]] {
+        let stderr = refused(&stream, args);
+        assert!(stderr.contains("--map and --below-4g are for the formats of guest-physical"), "{stderr}");
+    }
+    for args in [&["--compress", "zlib"][..], &["--compress", "zstd", "--format", "raw"]] {
+        assert!(refused(&stream, args).contains("--compress is for --format kdump"));
+    }
 }

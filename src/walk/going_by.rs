@@ -189,8 +189,9 @@ impl<'a, 'p> Walk<'a, 'p> {
     }
 
     /// Walks to the end, as [`run`](Self::run) does. Where the reader failed
-    /// before that, this is why.
-    pub(crate) fn run_over_reader(&mut self) -> Result<()> {
+    /// before that, this is why. Gives what it met behind the end that is no
+    /// part of the data.
+    pub(crate) fn run_over_reader(&mut self) -> Result<Option<Error>> {
         let walked = self.run();
         let failure = self.going_by.as_mut().and_then(GoingBy::failure);
         match (walked, failure) {
@@ -199,12 +200,7 @@ impl<'a, 'p> Walk<'a, 'p> {
             (Ok(()), Some(failure)) if !is_behind_data(&failure) => {
                 Err(failure.inside("behind the end of the stream"))
             }
-            (Ok(()), Some(failure)) => {
-                let text = format!("behind the end of the stream: {failure}");
-                self.warn(Some(self.cursor.offset()), text, false);
-                Ok(())
-            }
-            (walked, None) => walked,
+            (walked, failure) => walked.map(|()| failure),
         }
     }
 

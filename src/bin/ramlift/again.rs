@@ -35,7 +35,7 @@ impl Again<'_> {
         let path = &args.source.stream;
         let (input, origin) = source::open_mapped(path, &args.source.layers, "verify", args.source.salvage)?;
         let shared = args.shared_files.iter().map(open_shared).collect::<Result<Vec<_>, _>>()?;
-        channels::with_channels(&args.source, &input, bar, |stream| {
+        channels::with_channels(&args.source, &input, &origin, bar, |stream| {
             let mut stream = stream;
             stream.check_whole().map_err(Failure::input(path))?;
             supply_shared(path, &mut stream, &shared)?;

@@ -112,9 +112,9 @@ pub(crate) struct ExtractArgs {
     /// file name + ".extracted", or the format's name, in the current directory]
     #[arg(short, long, value_name = "PATH", value_parser = output())]
     pub(crate) output: Option<PathBuf>,
-    /// How --format kdump compresses
-    #[arg(long, value_enum, value_name = "METHOD", default_value_t = Compress::Zstd)]
-    pub(crate) compress: Compress,
+    /// How --format kdump compresses [default: zstd]
+    #[arg(long, value_enum, value_name = "METHOD")]
+    pub(crate) compress: Option<Compress>,
     #[command(flatten)]
     pub(crate) layout: LayoutArgs,
     /// Put memory into an ELF file by the kernel's virtual addresses too, so
@@ -221,6 +221,13 @@ pub(crate) struct LayoutArgs {
     /// `0x` is hex
     #[arg(long = "map", value_name = "IDSTR@ADDRESS[+OFFSET:LENGTH]", value_parser = parse_map)]
     pub(crate) maps: Vec<MapHint>,
+}
+
+impl LayoutArgs {
+    /// Whether anything is known.
+    pub(crate) fn is_given(&self) -> bool {
+        self.below_4g.is_some() || !self.maps.is_empty()
+    }
 }
 
 #[derive(Args)]

@@ -10,17 +10,19 @@ use rayon::prelude::*;
 
 use crate::args::SourceArgs;
 use crate::exit::Failure;
+use crate::layers::Origin;
 use crate::temporary::{self, Bound, Temporary};
 use crate::{inputs, progress};
 
 /// Bytes of pages that are written at a time.
 const WRITE_LEN: usize = 1 << 20;
 
-/// Walks the stream in `input`, which `args` name, and hands it on with the
-/// pages of its channels.
+/// Walks the stream in `input`, which `args` name and `origin` tells of, and
+/// hands it on with the pages of its channels.
 pub(crate) fn with_channels<T>(
     args: &SourceArgs,
     input: &Input,
+    origin: &Origin,
     bar: bool,
     then: impl FnOnce(Stream<'_>) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
@@ -29,7 +31,10 @@ pub(crate) fn with_channels<T>(
     let page_size = stream.ram().map(Ram::page_size);
     let unpacked = unpack_all(&channels, page_size, Bound::new(args.layers.max_temp))?;
     if !channels.is_empty() {
-        stream.join(&pages(&channels, &unpacked)).map_err(Failure::input(input.path()))?;
+        stream.join(&pages(&channels, &unpacked)).map_err(Failure::layer(input.path()))?;
+    }
+    if let Some(failure) = &origin.behind {
+        stream.warn_behind(failure);
     }
     then(stream)
 }
@@ -60,7 +65,7 @@ fn unpack_all(
 
 fn unpack(input: &Input, page_size: TargetPageSize, bound: Bound) -> Result<Unpacked<'_>, Failure> {
     let path = input.path();
-    let channel = Channel::parse(input.bytes(), page_size).map_err(Failure::input(path))?;
+    let channel = Channel::parse(input.bytes(), page_size).map_err(Failure::layer(path))?;
     if channel.compression() == MultifdCompression::None || channel.unpacked_len() == 0 {
         return Ok(Unpacked { channel, spool: None });
     }
@@ -73,7 +78,7 @@ fn unpack(input: &Input, page_size: TargetPageSize, bound: Bound) -> Result<Unpa
     // What it could not write is nothing to try again when it is dropped.
     drop(writer.into_parts());
     flushed.map_err(|error| {
-        temporary::failure_of(&error, path).unwrap_or_else(|| Failure::input(path)(error))
+        temporary::failure_of(&error, path).unwrap_or_else(|| Failure::layer(path)(error))
     })?;
     let dir = temporary.dir().to_owned();
     let file = temporary.finish().map_err(fail)?;

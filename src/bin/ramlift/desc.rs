@@ -10,11 +10,12 @@ use crate::exit::{Exit, Failure};
 use crate::source::Opened;
 use crate::{progress, source, terminal};
 
-/// Prints the description's text, byte for byte, and a line break.
+/// Prints the description's text, byte for byte if not on a terminal, and a line
+/// break.
 pub(crate) fn run(args: &DescArgs) -> Result<Exit, Failure> {
     let (text, exit) = find(&args.stream, &args.layers)?;
     let mut out = terminal::stdout();
-    out.write_all(&text).and_then(|()| writeln!(out)).map_err(Failure::stdout)?;
+    out.write_all(&terminal::as_shown(&text)).and_then(|()| writeln!(out)).map_err(Failure::stdout)?;
     terminal::finish(out)?;
     Ok(exit)
 }

@@ -58,6 +58,8 @@ pub(crate) struct InputEntry {
 struct Input {
     entry: InputEntry,
     path: PathBuf,
+    /// What was there before anything was read; none of a pipe.
+    found: Option<Metadata>,
     beside: Option<JoinHandle<io::Result<String>>>,
 }
 
@@ -100,6 +102,9 @@ impl Evidence {
         let mut inputs = self.inputs.borrow_mut();
         let entry = |input: &mut Input| {
             let fail = Failure::file(source::name(&input.path));
+            if let Some(found) = &input.found {
+                inputs::check_found(&input.path, found)?;
+            }
             let mut entry = input.entry.clone();
             if let Some(hashing) = input.beside.take() {
                 let hash = hashing.join().map_err(|_| io::Error::other("the thread that hashes it panicked"));
@@ -137,7 +142,7 @@ impl Input {
             inode: metadata.as_ref().map(Metadata::ino),
             hash: None,
         };
-        Self { entry, path: path.to_owned(), beside: None }
+        Self { entry, path: path.to_owned(), found: metadata, beside: None }
     }
 }
 

@@ -79,8 +79,8 @@ impl Failure {
         }
     }
 
-    /// A failure to open what a stream is inside of, so that nothing of it is
-    /// to be had.
+    /// A failure of what is no part of the stream, so that a salvage gets no
+    /// further: what it is inside of, its channels, what is told of its memory.
     pub(crate) fn layer(path: &Path) -> impl Fn(ramlift::Error) -> Self + '_ {
         move |error| Self::Input { path: source::name(path).to_owned(), error, can_salvage: false }
     }

@@ -26,6 +26,13 @@ pub(crate) fn run(args: &mut ExtractArgs) -> Result<Exit, Failure> {
     let args = &*args;
     match args.format {
         Format::Blocks if args.vaddr => Err(Failure::Other("--vaddr is for --format elf".to_owned())),
+        Format::Blocks if args.layout.is_given() => {
+            let text = "--map and --below-4g are for the formats of guest-physical memory: --format elf, lime, avml, kdump or raw";
+            Err(Failure::Other(text.to_owned()))
+        }
+        format if args.compress.is_some() && format != Format::Kdump => {
+            Err(Failure::Other("--compress is for --format kdump".to_owned()))
+        }
         Format::Blocks => extract(args),
         format => physical::extract(args, format),
     }
@@ -78,7 +85,7 @@ fn extract_mapped(job: Job<'_>, input: &Input, origin: &Origin) -> Result<Exit, 
     evidence.hash_beside(origin)?;
     let bar = progress::is_visible(args.quiet);
     let shared = args.shared_files.iter().map(open_shared).collect::<Result<Vec<_>, _>>()?;
-    channels::with_channels(&args.source, input, bar, |stream| {
+    channels::with_channels(&args.source, input, origin, bar, |stream| {
         let mut stream = stream;
         stream.check_whole().map_err(Failure::input(path))?;
         supply_shared(path, &mut stream, &shared)?;

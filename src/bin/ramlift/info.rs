@@ -228,7 +228,7 @@ pub(crate) fn run(args: &InfoArgs) -> Result<Exit, Failure> {
         let source = &args.source;
         let (input, origin) = source::open_unpacked(&source.stream, &source.layers, source.salvage)?;
         let bar = progress::is_visible(false);
-        return channels::with_channels(source, &input, bar, |stream| print(args, &stream, &origin));
+        return channels::with_channels(source, &input, &origin, bar, |stream| print(args, &stream, &origin));
     }
     source::with_stream(&args.source, |stream, origin| print(args, stream, origin))
 }
@@ -254,7 +254,7 @@ fn print_xml(path: &Path, origin: &Origin) -> Result<Exit, Failure> {
         return Err(Failure::Other(text));
     };
     let mut out = terminal::stdout();
-    out.write_all(xml).map_err(Failure::stdout)?;
+    out.write_all(&terminal::as_shown(xml)).map_err(Failure::stdout)?;
     terminal::finish(out)?;
     Ok(Exit::Complete)
 }

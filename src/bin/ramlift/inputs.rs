@@ -111,9 +111,40 @@ fn add(path: &Path, file: &File, kind: Kind) -> io::Result<()> {
     Ok(())
 }
 
-/// Fails if a file is not what it was when it was opened.
+/// Fails if what was opened as `path` is not the file that was `found` there at
+/// first: each time it is opened, another can have been moved to its place.
+pub(crate) fn check_found(path: &Path, found: &Metadata) -> Result<(), Failure> {
+    let told = |file: &Metadata| {
+        let content = file.is_file().then(|| (file.len(), file.mtime(), file.mtime_nsec()));
+        (file.dev(), file.ino(), content)
+    };
+    let is_found = |opened: &Opened| opened.file.metadata().is_ok_and(|now| told(&now) == told(found));
+    check()?;
+    if opened().iter().all(|opened| opened.path != path || !opened.is_input() || is_found(opened)) {
+        return Ok(());
+    }
+    Err(replaced(path))
+}
+
+fn replaced(path: &Path) -> Failure {
+    let text = format!("{}: was replaced or written to while it was read", path.display());
+    Failure::Hinted { text, hint: COPY_FIRST }
+}
+
+/// Fails if a file is not what it was when it was opened, or if two were opened by
+/// one name.
 pub(crate) fn check() -> Result<(), Failure> {
-    opened().iter().try_for_each(|opened| opened.check())
+    let opened = opened();
+    opened.iter().try_for_each(|opened| opened.check())?;
+    let mut numbers = HashMap::new();
+    for file in opened.iter().filter(|opened| opened.is_input()) {
+        let metadata = file.file.metadata().map_err(Failure::file(&file.path))?;
+        let number = (metadata.dev(), metadata.ino());
+        if *numbers.entry(&file.path).or_insert(number) != number {
+            return Err(replaced(&file.path));
+        }
+    }
+    Ok(())
 }
 
 /// The same, when all is read: what happens to the files from now on is
@@ -161,6 +192,11 @@ pub(crate) fn recent() -> Option<Duration> {
 }
 
 impl Opened {
+    /// Whether it is read, and somebody else's.
+    fn is_input(&self) -> bool {
+        matches!(self.kind, Kind::Regular(_) | Kind::Device)
+    }
+
     fn state(&self) -> Option<FileState> {
         match self.kind {
             Kind::Regular(state) => Some(state),

@@ -57,6 +57,8 @@ pub(crate) struct Origin {
     pub(crate) snapshot: Option<Snapshot>,
     /// The length of the file, if it is one.
     pub(crate) size: Option<u64>,
+    /// What stands behind all that could be unpacked, and is no part of it.
+    pub(crate) behind: Option<ramlift::Error>,
     /// Whether a layer could be unpacked only in part.
     pub(crate) is_damaged: bool,
     /// What is odd about the layers.

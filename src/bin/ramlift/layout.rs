@@ -48,7 +48,7 @@ struct AssumptionReport {
 pub(crate) fn run(args: &LayoutCommandArgs) -> Result<Exit, Failure> {
     source::with_stream(&args.source, |stream, origin| {
         let layout = Layout::derive(stream, &hints(&args.layout, origin))
-            .map_err(Failure::input(&args.source.stream))?;
+            .map_err(Failure::layer(&args.source.stream))?;
         let report = report(stream, &layout);
         if args.json {
             terminal::print_json(&report)?;

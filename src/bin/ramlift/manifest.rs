@@ -5,13 +5,15 @@
 //! run is in [`Run`].
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{BufReader, Read};
+use std::fs::{File, OpenOptions};
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use ramlift::{BlockId, Stream};
 use rayon::prelude::*;
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::args::{ExtractArgs, Format};
@@ -234,19 +236,32 @@ impl Text {
     }
 }
 
+/// What the file at `path` holds, where a manifest of an earlier run can be: none
+/// if it is no file, or too long to be one. A pipe is not waited for.
+pub(crate) fn read_earlier(path: &Path) -> Option<Vec<u8>> {
+    /// Longer than any that there is: 65,536 blocks of 1 KiB.
+    const LONGEST: u64 = 64 << 20;
+    let flags = i32::try_from(OFlags::NONBLOCK.bits()).ok()?;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).ok()?;
+    let metadata = file.metadata().ok()?;
+    if !metadata.is_file() || metadata.len() > LONGEST {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    file.take(LONGEST).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
+}
+
 /// The files that the manifest at `path` tells of; none if it is no manifest of
 /// ours.
 pub(crate) fn files_of(path: &Path) -> Option<Vec<RecordedPath>> {
-    /// Longer than any that there is: 65,536 blocks of 1 KiB.
-    const LEN: u64 = 64 << 20;
     #[derive(Deserialize)]
     struct Told {
         #[serde(rename = "ramlift")]
         _version: String,
         files: Vec<FileEntry>,
     }
-    let file = ramlift::open_to_read(path).ok()?;
-    let told: Told = serde_json::from_reader(BufReader::new(file.take(LEN))).ok()?;
+    let told: Told = serde_json::from_slice(&read_earlier(path)?).ok()?;
     Some(told.files.into_iter().map(|file| file.path).collect())
 }
 

@@ -24,7 +24,7 @@ use crate::durable::{self, sync_place};
 use crate::exit::Failure;
 use crate::extract::{DESC, DOMAIN};
 use crate::inputs;
-use crate::manifest::MANIFEST;
+use crate::manifest::{MANIFEST, read_earlier};
 use crate::room::Allowance;
 use crate::staging::{DIRECTORY_MODE, StagingDir, remove_leftovers, staged, take_turn};
 
@@ -59,7 +59,7 @@ impl Staging {
         refuse_dangling(&target)?;
         let mut manifests = Vec::new();
         remove_leftovers(&target, |left| {
-            manifests.extend([MANIFEST, EARLIER].iter().filter_map(|name| fs::read(left.join(name)).ok()));
+            manifests.extend([MANIFEST, EARLIER].iter().filter_map(|name| read_earlier(&left.join(name))));
         });
         let is_new = match fs::read_dir(&target) {
             Ok(mut entries) => {
@@ -85,7 +85,7 @@ impl Staging {
         if is_new {
             remove_leftovers(place, |_| ());
         } else {
-            manifests.extend(fs::read(target.join(MANIFEST)));
+            manifests.extend(read_earlier(&target.join(MANIFEST)));
         }
         let temporary = StagingDir::make(place)?;
         let is_to_be_synced = durable::is_needed(place);
@@ -261,7 +261,7 @@ impl Staging {
     /// are of an earlier one, if by a run that has ended since this one began.
     fn set_manifest_aside(&mut self) -> Result<(), Failure> {
         let manifest = self.target.join(MANIFEST);
-        let met = fs::read(&manifest).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+        let met = read_earlier(&manifest).and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
         let met = met.filter(|manifest| manifest.get("ramlift").is_some_and(Value::is_string));
         let has_own = self.files.iter().any(|file| file == Path::new(MANIFEST));
         match met {

@@ -44,7 +44,7 @@ pub(crate) fn extract(args: &ExtractArgs, format: Format) -> Result<Exit, Failur
     evidence.hash_beside(&origin)?;
     let bar = progress::is_visible(args.quiet);
     let shared = args.shared_files.iter().map(open_shared).collect::<Result<Vec<_>, _>>()?;
-    let (content, is_partial) = channels::with_channels(&args.source, &input, bar, |stream| {
+    let (content, is_partial) = channels::with_channels(&args.source, &input, &origin, bar, |stream| {
         let mut stream = stream;
         stream.check_whole().map_err(Failure::input(path))?;
         supply_shared(path, &mut stream, &shared)?;
@@ -103,11 +103,11 @@ pub(crate) fn with_file(
     take: impl FnOnce(&File<'_, '_>, PhysicalMemory<'_, '_>) -> Result<(), Failure>,
 ) -> Result<(Content, bool), Failure> {
     let path = &args.source.stream;
-    let fail = Failure::input(path);
     let Some(ram) = stream.ram() else {
         return Err(Failure::Other(format!("{}: the stream has no RAM", path.display())));
     };
-    let layout = Layout::derive(stream, &layout::hints(&args.layout, origin)).map_err(&fail)?;
+    let layout = Layout::derive(stream, &layout::hints(&args.layout, origin));
+    let layout = layout.map_err(Failure::layer(path))?;
     if layout.regions().is_empty() {
         let why = layout::warnings(stream, &layout).join("; ");
         return Err(Failure::Other(format!("{}: no RAM has a place: {why}", path.display())));
@@ -148,7 +148,7 @@ impl<'r, 'a> File<'r, 'a> {
             Format::Raw => Self::Plan(raw::plan(layout)),
             Format::Avml => Self::Avml(Avml::new(ram, layout)),
             Format::Kdump => {
-                let compression = match args.compress {
+                let compression = match args.compress.unwrap_or(Compress::Zstd) {
                     Compress::Zlib => Compression::Zlib,
                     Compress::Zstd => Compression::Zstd,
                 };

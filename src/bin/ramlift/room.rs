@@ -163,6 +163,8 @@ pub(crate) fn with_file_limit<T>(
     let Some(max) = max else { return write().map_err(Unwritten::Failed) };
     let limit = getrlimit(Resource::Fsize);
     let current = limit.current.map_or(max, |current| current.min(max));
+    // Else it is the system's or the user's own limit that is met.
+    let is_ours = limit.current.is_none_or(|current| max < current);
     // Lower than before, and back: nobody forbids that.
     let _ = setrlimit(Resource::Fsize, Rlimit { current: Some(current), ..limit });
     let written = write();
@@ -170,7 +172,7 @@ pub(crate) fn with_file_limit<T>(
     written.map_err(|error| {
         let source = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref());
         match source.map(std::io::Error::kind) {
-            Some(std::io::ErrorKind::FileTooLarge) => Unwritten::TooLong,
+            Some(std::io::ErrorKind::FileTooLarge) if is_ours => Unwritten::TooLong,
             _ => Unwritten::Failed(error),
         }
     })

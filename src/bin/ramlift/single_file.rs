@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -41,6 +42,10 @@ impl StagedFile {
         let Some(name) = target.file_name() else {
             return Err(Failure::Other(format!("{}: has no file name", target.display())));
         };
+        if target.as_os_str().as_bytes().ends_with(b"/") {
+            let text = "has the name of a directory; this format is one file: give its name by -o FILE";
+            return Err(Failure::Other(format!("{}: {text}", target.display())));
+        }
         let mut name = name.to_owned();
         name.push(SIDECAR);
         let manifest = target.with_file_name(name);

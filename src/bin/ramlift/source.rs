@@ -84,8 +84,9 @@ fn map(
     };
     let is_behind_data = |error: &Error| matches!(error.kind(), ErrorKind::Wrapper { what: BEHIND_DATA, .. });
     match failure {
-        Some(error) if is_salvage || is_behind_data(&error) => {
-            origin.is_damaged = !is_behind_data(&error);
+        Some(error) if is_behind_data(&error) => origin.behind = Some(error),
+        Some(error) if is_salvage => {
+            origin.is_damaged = true;
             origin.warnings.push(format!("unpacked up to here: {error}"));
         }
         Some(error) => return Err(Failure::input(path)(error)),
@@ -234,7 +235,8 @@ pub(crate) fn with_stream<T>(
             }
         }
     };
-    channels::with_channels(args, &input, progress::is_visible(false), |stream| work(&stream, &origin))
+    let bar = progress::is_visible(false);
+    channels::with_channels(args, &input, &origin, bar, |stream| work(&stream, &origin))
 }
 
 /// Opens the stream again whose reading as it goes by ended in `failure`, if

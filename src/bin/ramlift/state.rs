@@ -9,7 +9,8 @@ use wildmatch::WildMatch;
 use crate::args::StateArgs;
 use crate::exit::{Exit, Failure};
 use crate::raw::{self, RawChoice};
-use crate::{source, terminal};
+use crate::source;
+use crate::terminal::{self, PlainFormatter, write_json_with};
 
 /// What is written of a stream's state.
 pub(crate) struct Chosen<'s, 'a> {
@@ -68,7 +69,7 @@ fn write_handlers(out: &mut impl Write, handlers: Vec<Iterated<'_, '_>>) -> io::
     for handler in handlers {
         out.write_all(separator.as_bytes())?;
         let json = IteratedJson::of(handler);
-        serde_json::to_writer(&mut *out, &json)?;
+        write_json_with(&mut *out, &json, PlainFormatter)?;
         failures.extend(json.into_failure());
         separator = ",\n";
     }
@@ -94,7 +95,8 @@ fn batch_len(devices: &[Device<'_>]) -> usize {
 /// A device as a line of JSON, and why it could not be decoded.
 fn line(device: Device<'_>) -> io::Result<(Vec<u8>, Option<Error>)> {
     let decoded = DeviceJson::of(device);
-    let text = serde_json::to_vec(&decoded)?;
+    let mut text = Vec::new();
+    write_json_with(&mut text, &decoded, PlainFormatter)?;
     Ok((text, decoded.into_failure()))
 }
 

@@ -1,7 +1,8 @@
 //! Standard output is data, standard error is everything else.
 
+use std::borrow::Cow;
 use std::fmt;
-use std::io::{self, BufWriter, StdoutLock, Write};
+use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
 
 use ramlift::Idstr;
 use serde::Serialize;
@@ -20,6 +21,18 @@ pub(crate) fn say(line: fmt::Arguments<'_>) {
 /// A line without what could control a terminal.
 pub(crate) fn plain(line: &str) -> String {
     line.chars().map(|c| if Idstr::is_plain(c) { c } else { char::REPLACEMENT_CHARACTER }).collect()
+}
+
+/// Text of the stream that is printed byte for byte, but on a terminal as
+/// [`plain`].
+pub(crate) fn as_shown(text: &[u8]) -> Cow<'_, [u8]> {
+    if !io::stdout().is_terminal() {
+        return text.into();
+    }
+    let is_shown = |c: char| matches!(c, '\n' | '\t') || Idstr::is_plain(c);
+    let shown = |c| if is_shown(c) { c } else { char::REPLACEMENT_CHARACTER };
+    let shown: String = String::from_utf8_lossy(text).chars().map(shown).collect();
+    shown.into_bytes().into()
 }
 
 /// Text of any length in a message: of what is too long, begin and end.
@@ -65,6 +78,23 @@ pub(crate) fn write_json_with(
 ) -> io::Result<()> {
     let mut serializer = serde_json::Serializer::with_formatter(out, formatter);
     value.serialize(&mut serializer).map_err(io::Error::from)
+}
+
+/// JSON in one line, in which what could control a terminal is escaped: names of
+/// the stream's description stand in it as they are.
+pub(crate) struct PlainFormatter;
+
+impl Formatter for PlainFormatter {
+    fn write_string_fragment<W: ?Sized + Write>(&mut self, out: &mut W, fragment: &str) -> io::Result<()> {
+        let mut rest = fragment;
+        while let Some((at, c)) = rest.char_indices().find(|(_, c)| !Idstr::is_plain(*c)) {
+            let (plain, behind) = rest.split_at(at);
+            // All of them have 16 bits at most.
+            write!(out, "{plain}\\u{:04x}", u32::from(c))?;
+            rest = behind.get(c.len_utf8()..).unwrap_or_default();
+        }
+        out.write_all(rest.as_bytes())
+    }
 }
 
 /// Prints `value` as JSON on standard output.

@@ -27,6 +27,7 @@ use crate::compare::{OutputDir, first_difference};
 use crate::evidence::{InputEntry, Role};
 use crate::exit::{Exit, Failure};
 use crate::hash;
+use crate::inputs;
 use crate::manifest::{Content, FileEntry, MANIFEST, SIDECAR};
 use crate::os_text::{self, RecordedPath};
 use crate::recorded::Recorded;
@@ -147,9 +148,10 @@ impl Check<'_> {
         if size != entry.size {
             return Some(format!("{path}: {size} bytes, expected {}", entry.size));
         }
-        let threads = rayon::current_num_threads();
-        let hash = |algorithm| hash::of_file(&file, size, algorithm, threads);
-        match (self.manifest.hash.map(hash)?, &entry.hash) {
+        let Some(algorithm) = self.manifest.hash else {
+            return entry.hash.as_ref().map(|_| format!("{path}: {HASH_OF_NOTHING}"));
+        };
+        match (hash::of_file(&file, size, algorithm, rayon::current_num_threads()), &entry.hash) {
             (Err(error), _) => Some(format!("{path}: {error}")),
             (Ok(_), None) => Some(format!("{path}: the manifest has no hash of it")),
             (Ok(hash), Some(recorded)) if hash == *recorded => None,
@@ -300,7 +302,7 @@ impl Check<'_> {
         if !kind.is_file() && !kind.is_block_device() {
             return Err(io::Error::other("is no file"));
         }
-        let mut file = ramlift::open_to_read(path)?;
+        let mut file = inputs::open(path)?;
         let size = io::Seek::seek(&mut file, io::SeekFrom::End(0))?;
         let shown = brief(path);
         match entry.size {
@@ -313,7 +315,9 @@ impl Check<'_> {
             }
             _ => {}
         }
-        let Some(algorithm) = self.manifest.hash else { return Ok(None) };
+        let Some(algorithm) = self.manifest.hash else {
+            return Ok(entry.hash.as_ref().map(|_| format!("{shown}: {HASH_OF_NOTHING}")));
+        };
         let Some(recorded) = &entry.hash else {
             return Ok(Some(format!("{shown}: the manifest has no hash of it")));
         };
@@ -344,7 +348,7 @@ impl Check<'_> {
             let is_elsewhere = |at: &str| match at {
                 // That is checked as an input's.
                 "/source/path" => self.has_path_of_stream(),
-                "/source/size" => self.is_elsewhere(Role::Stream),
+                "/source/size" => self.is_elsewhere(Role::Stream) && self.has_size_of_stream(),
                 _ => false,
             };
             if let Some((at, expected, met)) =
@@ -363,7 +367,18 @@ impl Check<'_> {
         let input = self.manifest.inputs.first().map(|input| os_text::shown(input.path.as_ref()));
         met.and_then(Value::as_str) == input.as_deref()
     }
+
+    /// The same of its length, which can be untold.
+    fn has_size_of_stream(&self) -> bool {
+        let met = self.manifest.content.get("source").and_then(|source| source.get("size"));
+        let input = self.manifest.inputs.first().and_then(|input| input.size);
+        met.is_some_and(|met| met.is_null() || input.is_some() && met.as_u64() == input)
+    }
 }
+
+/// What is wrong with a hash where the manifest says that nothing was hashed: nobody
+/// could check it, and somebody could believe it.
+const HASH_OF_NOTHING: &str = "the manifest has a hash of it, and says that there are none";
 
 /// A path for messages, which can be of any length.
 fn brief(path: &Path) -> String {
