@@ -30,7 +30,12 @@ const RETRY_LEN: u64 = 32 << 20;
 /// the cache has for it may take a tenth of a second for a try.
 const DEVICE_LEN: u64 = 16 << 20;
 
+/// The most that lies between two tries.
 const MAX_LEN: u64 = 256 << 20;
+
+fn doubled(len: u64) -> u64 {
+    (len * 2).min(MAX_LEN)
+}
 
 /// The length of short pieces.
 const SHORT_LEN: u64 = 128 << 10;
@@ -270,8 +275,9 @@ impl State {
                 return;
             }
             if self.way == Way::Cached && self.taken_for >= FAST {
+                // Fast for a moment only: long pieces are not worth a try soon.
                 let has_lasted = self.since_tries >= self.retry_len;
-                self.retry_len = if has_lasted { RETRY_LEN } else { (self.retry_len * 2).min(MAX_LEN) };
+                self.retry_len = if has_lasted { RETRY_LEN } else { doubled(self.retry_len) };
             }
             self.rates = [None; 3];
             self.tried_from = Some(self.way);
@@ -314,7 +320,6 @@ impl State {
 
     /// Takes a way for the time being.
     fn settle(&mut self, way: Way) {
-        let doubled = |len: u64| (len * 2).min(MAX_LEN);
         let is_fast = self.rate(way).is_some_and(|rate| rate >= FAST);
         let before = self.tried_from.take();
         if before == Some(way) && (is_fast || way == Way::Direct) {
