@@ -25,7 +25,7 @@
 //! Memory is bounded: a window of zstd by [`ZSTD_WINDOW_LOG`], the tables and
 //! dictionary of xz by [`XZ_MEMORY`], a block of lzop as lzop bounds it; the
 //! others have blocks of some megabytes at most. What comes out is not
-//! bounded here: whoever reads stops reading.
+//! bounded here: whoever reads stops reading, as [`Bounded`](super::Bounded) does.
 //!
 //! **Crates looked at.** xz: `liblzma` is the reference code, built with it
 //! so that no system library counts; the only one here with a limit on memory

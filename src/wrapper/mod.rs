@@ -49,6 +49,7 @@ use crate::error::{Error, ErrorKind};
 use crate::idstr::Idstr;
 use crate::units::StreamOffset;
 
+mod bounded;
 mod bzip2;
 pub mod compression;
 mod frames;
@@ -58,6 +59,7 @@ mod parallel;
 pub mod qcow2;
 mod source;
 
+pub use bounded::Bounded;
 use compression::Compression;
 
 /// Bytes that [`detect`] needs to see all there is to see.

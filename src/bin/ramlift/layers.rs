@@ -10,22 +10,31 @@ use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::Path;
 
+use ramlift::wrapper::compression::Compression;
 use ramlift::wrapper::libvirt::{Format, SaveImage};
 use ramlift::wrapper::qcow2::{ImageFile, Qcow2, RunSource, Snapshot, VmState};
-use ramlift::wrapper::{Chain, Layer, PREFIX_LEN, compression, detect, error_of};
+use ramlift::wrapper::{Bounded, Chain, Layer, PREFIX_LEN, compression, detect, error_of};
 use ramlift::{Incoming, Input, StreamOffset};
 
 use crate::args::LayerArgs;
 use crate::evidence::{self, Passing, Reader};
 use crate::exit::Failure;
-use crate::spool;
 use crate::temporary::Bound;
+use crate::{inputs, spool};
 
 /// Layers that are opened; more are nobody's work.
 const DEPTH: usize = 8;
 
 /// Bytes of an unpacked stream that are read at a time.
 const UNPACKED_LEN: usize = 4 << 20;
+
+/// What any input may unpack to, in bytes.
+const UNPACKED_LEAST: u64 = 1 << 30;
+
+/// How many times its own length an input may unpack to, beside that: zstd makes
+/// blocks of 128 KiB zeros into 4 bytes. bzip2 could make them into less, but no
+/// guest's stream is zeros alone.
+const UNPACKED_TIMES: u64 = 32 << 10;
 
 /// A stream, as it can be had.
 pub(crate) enum Bytes {
@@ -97,7 +106,7 @@ fn unwrap_range(
                 origin.add_libvirt(&image);
                 range.start = range.start.saturating_add(at).min(size);
                 if !matches!(image.format, Format::Raw | Format::Sparse) {
-                    return unwrap_reader(path, image.open(rest, StreamOffset(at)), args, origin);
+                    return unwrap_reader(path, open_image_stream(&image, rest), args, origin);
                 }
             }
             Layer::Qcow2 { .. } if range.start == 0 => {
@@ -115,8 +124,7 @@ fn unwrap_range(
             Layer::Compressed(compression) => {
                 let rest = rest_of(path, &file, &range)?;
                 origin.layers.0.push(layer);
-                let decoder = compression::decoder(compression, rest, StreamOffset(0));
-                return unwrap_reader(path, decoder, args, origin);
+                return unwrap_reader(path, decoder(compression, rest), args, origin);
             }
             layer => {
                 origin.layers.0.push(layer);
@@ -145,11 +153,11 @@ pub(crate) fn unwrap_reader(
             Layer::Libvirt { .. } => {
                 let image = SaveImage::read(&mut reader).map_err(Failure::layer(path))?;
                 origin.add_libvirt(&image);
-                reader = image.open(reader, StreamOffset(image.stream_offset()));
+                reader = open_image_stream(&image, reader);
             }
             Layer::Compressed(compression) => {
                 origin.layers.0.push(layer);
-                reader = compression::decoder(compression, reader, StreamOffset(0));
+                reader = decoder(compression, reader);
             }
             // To be read here and there; of a file, what it unpacks to can be.
             Layer::Qcow2 { .. } if origin.size.is_some() => {
@@ -193,6 +201,25 @@ impl Origin {
         self.layers.0.push(image.layer());
         self.domain_xml = Some(image.xml.clone());
     }
+}
+
+/// What `packed` unpacks to.
+fn decoder(compression: Compression, packed: impl Read + Send + 'static) -> Reader {
+    bounded(compression::decoder(compression, packed, StreamOffset(0)))
+}
+
+/// The stream in a save image, whose header has been read from `rest`.
+fn open_image_stream(image: &SaveImage, rest: impl Read + Send + 'static) -> Reader {
+    let stream = image.open(rest, StreamOffset(image.stream_offset()));
+    if image.format == Format::Raw { stream } else { bounded(stream) }
+}
+
+/// What is unpacked, up to what the inputs can honestly become. To go over zeros
+/// takes time too, though they take no room.
+fn bounded(unpacked: Reader) -> Reader {
+    Box::new(Bounded::new(unpacked, || {
+        UNPACKED_TIMES.saturating_mul(inputs::len()).saturating_add(UNPACKED_LEAST)
+    }))
 }
 
 /// The failure of something that is no longer than `len` to have anything at
