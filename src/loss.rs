@@ -31,7 +31,8 @@ impl fmt::Display for Loss {
 }
 
 /// A page whose record is whole, but stands where damage may have begun; or
-/// pages in a row that are there, but that nothing says are the guest's.
+/// pages in a row that are there, but that nothing says are the guest's, or this
+/// block's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DoubtfulPage {
     /// Whose page.

@@ -250,7 +250,8 @@ impl<'a> Stream<'a> {
     }
 
     /// Pages that may not be what the guest had, although their records are
-    /// whole: damage shows in the record behind, but may begin before.
+    /// whole: damage shows in the record behind, but may begin before; or only the
+    /// length of a gap says whose they are.
     pub fn doubtful_pages(&self) -> &[DoubtfulPage] {
         &self.0.doubtful
     }

@@ -99,7 +99,10 @@ fn check(bytes: &[u8], naive: &Naive, damage: &Damage, page_len: u64) {
                 None => at.is_none(),
             };
             let is_doubtful = || {
-                let is_it = |page: &&ramlift::DoubtfulPage| page.block == id && page.offset.0 == offset;
+                let is_it = |row: &&ramlift::DoubtfulPage| {
+                    let pages = row.offset.0..row.offset.0 + row.pages * page_len;
+                    row.block == id && pages.contains(&offset)
+                };
                 stream.doubtful_pages().iter().any(|page| is_it(&page))
             };
             let is_stale = || match (at, lost) {

@@ -114,12 +114,13 @@ impl<'s> RecordSearch<'s> {
 pub(crate) enum Attribution {
     /// The first one names its block.
     Named,
-    /// Only this block is long enough, or what is missing before them is as
-    /// long as the pages of this block that are missing.
+    /// Only this block is long enough.
     Known(BlockId),
     /// More than one block could have those before `until`; `skipped` is the
-    /// end word of this body, or `until` if that comes first.
-    Unknown { skipped: StreamOffset, until: StreamOffset },
+    /// end word of this body, or `until` if that comes first. What is missing
+    /// before them is as long as the pages of `likely` that are missing, if there
+    /// is such a block, which may be by accident.
+    Unknown { likely: Option<BlockId>, skipped: StreamOffset, until: StreamOffset },
 }
 
 /// Records with CONTINUE that stand behind a gap, and have one block.
@@ -229,7 +230,7 @@ impl<'a> RamReader<'a, '_> {
                         || leads_to(list, last.block, followed_by) && self.is_near(last.offset.0, first, gap)
                 })
         });
-        before.map_or(Attribution::Unknown { skipped, until }, |(last, _)| Attribution::Known(last.block))
+        Attribution::Unknown { likely: before.map(|(last, _)| last.block), skipped, until }
     }
 
     /// Whether in the first pass, which sends all pages, the one behind the gap

@@ -15,10 +15,13 @@
 //! of a device through all of the input, has a budget.
 
 mod described;
+mod likely;
 mod search;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+
+use likely::Likely;
 
 use super::{Walk, mapped};
 use crate::cursor::Cursor;
@@ -99,6 +102,8 @@ struct Salvage<'a, 'p> {
     floor: StreamOffset,
     /// Up to here CONTINUE is known to be of no certain block.
     unattributed: StreamOffset,
+    /// Records of which only a gap's length tells the block.
+    likely: Likely,
     /// Name and instance of each described device, as in its header, and
     /// which it is.
     described: HashMap<Box<[u8]>, usize>,
@@ -134,6 +139,7 @@ impl<'a, 'p> Salvage<'a, 'p> {
             ram: None,
             floor: StreamOffset::default(),
             unattributed: StreamOffset::default(),
+            likely: Likely::default(),
             described: HashMap::new(),
             seen: HashSet::new(),
             seen_sections: 0,
@@ -236,6 +242,7 @@ impl<'a, 'p> Salvage<'a, 'p> {
         let full = sections.iter().filter(|section| section.kind == SectionType::Full);
         self.seen.extend(full.map(|section| section.handler.section_id));
         self.seen_sections = self.walk.sections.len();
+        self.likely.end_at(failure.at);
         self.locate(failure.at);
         let Some(section) = failure.section.as_ref().filter(|_| failure.is_in_ram_body) else {
             if failure.section.as_ref().is_some_and(|section| section.kind == SectionType::Full) {
@@ -350,7 +357,12 @@ impl<'a, 'p> Salvage<'a, 'p> {
         match self.walk.ram.attribute(start, step) {
             Attribution::Named => (start.offset(), None, None),
             Attribution::Known(block) => (start.offset(), Some(block), None),
-            Attribution::Unknown { skipped, until } => {
+            // Of records that are in one row, the first has said what can be said.
+            Attribution::Unknown { likely: Some(block), until, .. } if !is_known_unknown => {
+                self.likely.add(start.offset()..until);
+                (start.offset(), Some(block), None)
+            }
+            Attribution::Unknown { skipped, until, .. } => {
                 self.unattributed = self.unattributed.max(until);
                 (skipped, None, Some("page records of which nothing says what RAM block they belong to"))
             }
@@ -390,8 +402,17 @@ impl<'a, 'p> Salvage<'a, 'p> {
             );
             walked.warnings.push(Warning { offset: None, text, is_loss: true });
         }
+        let likely = walked.ram.as_ref().map(|ram| self.likely.pages(ram)).unwrap_or_default();
+        if let Some(first) = likely.first() {
+            let pages: u64 = likely.iter().map(|row| row.pages).sum();
+            let text = format!(
+                "pages of which nothing but how much was lost before them tells the RAM block: {pages}"
+            );
+            walked.warnings.push(Warning { offset: Some(first.payload), text, is_loss: true });
+        }
         walked.described = described::described_sections(&walked);
         walked.doubtful.extend(self.doubtful);
+        walked.doubtful.extend(likely);
         walked
     }
 }

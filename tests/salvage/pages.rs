@@ -92,8 +92,10 @@ fn check_damage(bytes: &[u8], naive: &Naive, damage: Damage, place: Range<usize>
                 continue;
             }
             let is_touched = touched.contains(&(block.idstr.as_bytes(), offset));
-            let is_doubtful =
-                stream.doubtful_pages().iter().any(|page| page.block == id && page.offset.0 == offset);
+            let is_doubtful = stream.doubtful_pages().iter().any(|row| {
+                let pages = row.offset.0..row.offset.0 + row.pages * PAGE as u64;
+                row.block == id && pages.contains(&offset)
+            });
             let is_stale = match (pages.last_record(BlockOffset(offset)), stale_before) {
                 // Then it is what the guest had there before.
                 (Some(at), Some(lost)) => {
@@ -182,6 +184,33 @@ fn damage_that_ends_inside_a_word_gives_no_page_to_another_place() {
     let doubtful: Vec<u64> = stream.doubtful_pages().iter().map(|page| page.offset.0 >> 12).collect();
     assert_eq!(doubtful, [0x10e]);
     assert_eq!(stream.losses().len(), 1, "{:?}", stream.losses());
+}
+
+#[test]
+fn pages_given_to_a_block_by_the_length_of_a_gap_are_doubtful() {
+    let content = |block: u64, page: u64| noise(block << 8 | page, 4096);
+    let pages = |records: Records, block: u64, idstr: &str| {
+        (1..16).fold(records.data(idstr, 0, &content(block, 0)), |records, page| {
+            records.next_data(page << 12, &content(block, page))
+        })
+    };
+    let blocks = [Block::new("a", 16 << 12), Block::new("b", 16 << 12)];
+    let bytes = Synth::machine().ram(&blocks, pages(pages(Records::new(), 1, "a"), 2, "b")).finish();
+    let naive = Naive::read(&bytes, 4096);
+    // From page 4 of `a` up to page 9 of `b`: three pages of noise, as if those
+    // were the ones that are missing of `a`.
+    let (start, end) = (naive.starts[4], naive.starts[16 + 9]);
+    let bad = [&bytes[..start], &noise(9, 3 * 4104), &bytes[end..]].concat();
+    let stream = salvage(&bad);
+    let ram = stream.ram().unwrap();
+    let a = ram.find(b"a").unwrap();
+    let at = |page: u64| ram.page(a, BlockOffset(page << 12)).unwrap();
+    assert_eq!(at(12), Page::Data(content(2, 12).into()), "nothing tells it from one of `a`");
+    // But it is said, of all but the record that is behind damage anyway.
+    let doubtful: Vec<_> =
+        stream.doubtful_pages().iter().map(|row| (row.offset.0 >> 12, row.pages)).collect();
+    assert_eq!(doubtful, [(3, 1), (9, 7)]);
+    assert!(stream.warnings().iter().any(|warning| warning.to_string().contains("tells the RAM block: 7")));
 }
 
 #[test]
