@@ -14,10 +14,10 @@
 
 use std::cell::Cell;
 
-use memchr::memmem;
-
 use crate::body::layout_of;
+use crate::bytes::Bytes;
 use crate::cursor::Cursor;
+use crate::holes::Holes;
 use crate::section::{Footers, Handler, Handlers, SectionType, read_command, read_handler};
 use crate::units::{StreamOffset, index};
 use crate::vmstate::DeviceDesc;
@@ -36,6 +36,8 @@ pub(crate) struct Boundaries<'w> {
     /// Bytes that layouts may still go over in vain: bodies that look like
     /// theirs one behind the other would each be read up to the end.
     pub(crate) vain_len: &'w Cell<u64>,
+    /// Where the stream's file has holes.
+    pub(crate) holes: Holes<'w>,
 }
 
 /// Where devices end.
@@ -177,7 +179,9 @@ impl Boundaries<'_> {
             return Some(end);
         }
         let gone = end.offset().0 - body.offset().0;
-        self.vain_len.set(self.vain_len.get().saturating_sub(gone));
+        // Of holes nothing was gone over.
+        let data_len = self.holes.data_len();
+        self.vain_len.set(self.vain_len.get().min(data_len).saturating_sub(gone.min(data_len)));
         None
     }
 
@@ -243,10 +247,15 @@ impl Boundaries<'_> {
     fn find_header(self, body: Cursor<'_>, next: &DeviceDesc) -> Option<usize> {
         /// Type byte and section id, which stand before the name.
         const HEAD_LEN: usize = 5;
+        let behind = Bytes::behind(body, self.holes);
+        let is_record = |at: &usize| moved(body, *at).is_some_and(|at| self.is_record(at, Some(next)));
         let name = [&[u8::try_from(next.name.len()).ok()?], next.name.as_bytes()].concat();
-        memmem::find_iter(body.rest(), &name)
-            .filter_map(|at| at.checked_sub(HEAD_LEN))
-            .find(|at| moved(body, *at).is_some_and(|at| self.is_record(at, Some(next))))
+        if next.name.is_empty() {
+            // Its header is looked for by its first byte: zeros are everywhere.
+            let has_name = |at: &usize| body.rest().get(at.saturating_add(HEAD_LEN)) == Some(&0);
+            return behind.others().filter(has_name).find(is_record);
+        }
+        behind.places(&name).filter_map(|at| at.checked_sub(HEAD_LEN)).find(is_record)
     }
 
     /// How far from `body` the footer is that ends it.
@@ -258,7 +267,7 @@ impl Boundaries<'_> {
         next: Option<&DeviceDesc>,
     ) -> Option<usize> {
         let footer = Footers::of(handler.section_id);
-        let hits = || memmem::find_iter(body.rest(), &footer);
+        let hits = || Bytes::behind(body, self.holes).places(&footer);
         let ends = |at: &usize, next| {
             moved(body, *at).is_some_and(|at| self.is_section_end(at, handler.section_id, next))
         };

@@ -17,9 +17,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 
+use crate::bytes::is_zero;
 use crate::error::Result;
 use crate::progress::Progress;
-use crate::ram::page::{PageReader, gone_by, is_zero};
+use crate::ram::filled::filled_parts;
+use crate::ram::page::{PageReader, gone_by};
 use crate::ram::{PageRun, PageSource, Ram, RunContent, Stretch};
 use crate::units::{BlockId, BlockOffset, StreamOffset, index};
 
@@ -260,7 +262,8 @@ fn windows_of<'r>(
 ) -> impl Iterator<Item = Window> + 'r {
     let page_len = ram.page_size().bytes();
     let mut first_free = 0;
-    visible_runs(ram, block, 0..u64::MAX, before).flat_map(move |run| {
+    let runs = visible_runs(ram, block, 0..u64::MAX, before);
+    runs.flat_map(move |run| filled_parts(ram, run)).flat_map(move |run| {
         let first = (run.offset.0 / WINDOW_LEN).max(first_free);
         let end = run.offset.0.saturating_add(run.pages * page_len).div_ceil(WINDOW_LEN);
         first_free = end.max(first_free);

@@ -18,6 +18,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use elsa::FrozenVec;
 
+use crate::bytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{StreamOffset, index};
 use crate::wire::limit;
@@ -236,7 +237,7 @@ impl Feed {
         let mut end = StreamOffset(self.at.0 + self.window().len() as u64);
         while self.more(end) {
             len += self.window().len() as u64;
-            is_zero &= self.window().iter().all(|byte| *byte == 0);
+            is_zero &= bytes::is_zero(self.window());
             end = StreamOffset(self.at.0 + self.window().len() as u64);
         }
         (len, is_zero)

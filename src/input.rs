@@ -17,6 +17,7 @@ use memmap2::{Advice, Mmap, MmapOptions};
 use rustix::fs::OFlags;
 
 use crate::error::{Error, Result};
+use crate::holes::{FileHoles, Holes};
 use crate::progress::Progress;
 use crate::units::index;
 
@@ -54,6 +55,7 @@ pub struct Input {
     start: u64,
     file: File,
     map: Mmap,
+    holes: FileHoles,
 }
 
 impl Input {
@@ -96,7 +98,7 @@ impl Input {
         let fail = |source| Error::io(&path, source);
         let map = map_file(file, &range).map_err(fail)?;
         let file = file.try_clone().map_err(fail)?;
-        Ok(Self { path, start: range.start, file, map })
+        Ok(Self { path, start: range.start, file, map, holes: FileHoles::new(range) })
     }
 
     /// Where in the file the bytes are.
@@ -117,6 +119,16 @@ impl Input {
     /// The file's bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.map
+    }
+
+    /// Bytes that the file has on the disk of these, at most: all but its holes.
+    pub fn data_len(&self) -> u64 {
+        self.holes().data_len()
+    }
+
+    /// Where the file has data.
+    pub(crate) fn holes(&self) -> Holes<'_> {
+        Holes::Of(&self.file, &self.holes)
     }
 
     /// Does `work`, which goes over the bytes in order and tells `progress` how

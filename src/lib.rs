@@ -85,6 +85,7 @@ mod arch;
 mod block_files;
 mod body;
 mod boundary;
+mod bytes;
 pub mod cpu;
 mod cursor;
 mod error;
@@ -92,6 +93,7 @@ mod extract;
 mod feed;
 pub mod guest;
 mod header;
+mod holes;
 mod idstr;
 mod input;
 mod iterated;
@@ -118,6 +120,7 @@ pub use body::{
     BLOCK_LEN, BitmapPiece, BlockChunk, BlockDevice, BlockDevices, Content, DirtyBitmap, DirtyBitmaps,
     DirtyRange, Piece, Tod,
 };
+pub use bytes::Bytes;
 pub use error::{Error, ErrorKind, Result};
 pub use extract::{
     ImageSink, ImageStore, PIECE_ALIGN, PIECE_LEN, WINDOW_LEN, image_len, scatter, scatter_stretch,

@@ -10,6 +10,7 @@
 //!
 
 use crate::body::{Piece, Pieces};
+use crate::bytes::Bytes;
 use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::feed::{Incoming, Kept};
@@ -83,11 +84,14 @@ impl<'a> Stream<'a> {
         Self::parse_with(input, &Progress::new())
     }
 
-    /// Walks the stream in `input`, and counts the bytes walked.
+    /// Walks the stream in `input`, and counts the bytes walked. Given an
+    /// [`Input`](crate::Input) rather than its bytes, it passes over the holes of
+    /// its file.
     ///
     /// # Errors
     /// As [`parse`](Self::parse).
-    pub fn parse_with(input: &'a [u8], progress: &Progress) -> Result<Self> {
+    pub fn parse_with(input: impl Into<Bytes<'a>>, progress: &Progress) -> Result<Self> {
+        let input = input.into();
         let mut late_page_size = None;
         loop {
             let mut walk = Walk::new(input, late_page_size, progress)?;
@@ -195,7 +199,7 @@ impl<'a> Stream<'a> {
     ///
     /// # Errors
     /// If `content` is not as long as the block.
-    pub fn supply(&mut self, block: BlockId, content: &'a [u8]) -> Result<()> {
+    pub fn supply(&mut self, block: BlockId, content: impl Into<Bytes<'a>>) -> Result<()> {
         self.0.ram.as_mut().map_or(Ok(()), |ram| ram.supply(block, content))
     }
 
@@ -205,7 +209,8 @@ impl<'a> Stream<'a> {
     ///
     /// # Errors
     /// If `input` is not a stream.
-    pub fn salvage(input: &'a [u8], progress: &Progress) -> Result<Self> {
+    pub fn salvage(input: impl Into<Bytes<'a>>, progress: &Progress) -> Result<Self> {
+        let input = input.into();
         match Self::parse_with(input, progress) {
             Ok(stream) if stream.0.ends_early => {
                 let error = Error::at(stream.end(), ErrorKind::RecordType { met: 0 });

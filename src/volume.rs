@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
+use crate::bytes::is_zero;
 use crate::extract::SMALL_GAP;
-use crate::ram::page::is_zero;
+use crate::ram::filled::filled_parts;
 use crate::ram::{PageRun, Ram, RunContent};
 use crate::units::{BlockId, BlockOffset};
 
@@ -26,7 +27,7 @@ pub fn data_len(ram: &Ram<'_>, block: BlockId, range: Range<BlockOffset>) -> u64
 /// at no more of them when it has come to more than `enough`.
 pub fn nonzero_len(ram: &Ram<'_>, block: BlockId, range: Range<BlockOffset>, enough: u64) -> u64 {
     let mut len: u64 = 0;
-    for run in runs(ram, block, range) {
+    for run in runs(ram, block, range).flat_map(|run| filled_parts(ram, run)) {
         let page_len = ram.page_size().bytes();
         match run.content {
             RunContent::Data { first, stride } => {

@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use crate::body::layout_of;
 use crate::boundary::Boundaries;
+use crate::bytes::Bytes;
 use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::feed::Parts;
@@ -27,7 +28,7 @@ use crate::progress::Progress;
 use crate::ram::block::RamLayout;
 use crate::ram::{PageSizeHint, Ram, RamReader};
 use crate::section::{Command, Footers, Handler, Handlers, Section, SectionType, read_command};
-use crate::units::{StreamOffset, TargetPageSize};
+use crate::units::{StreamOffset, TargetPageSize, index};
 use crate::vmstate::locate::{self, Located};
 use crate::vmstate::{DeviceDesc, VmDesc};
 use crate::walked::{Description, Walked, Warning};
@@ -38,7 +39,7 @@ pub(crate) use salvage::salvage;
 use going_by::GoingBy;
 
 pub(crate) struct Walk<'a, 'p> {
-    input: &'a [u8],
+    input: Bytes<'a>,
     cursor: Cursor<'a>,
     /// Where the record begins that is being read.
     record: StreamOffset,
@@ -56,6 +57,8 @@ pub(crate) struct Walk<'a, 'p> {
     located: Option<Located<'a>>,
     has_searched: bool,
     vain_len: Cell<u64>,
+    /// Bytes of holes in sections that are not RAM.
+    hollow_len: u64,
     description: Option<Description<'a>>,
     warnings: Vec<Warning>,
     /// Where more comes from, if the stream goes by: then `cursor` is only
@@ -65,16 +68,16 @@ pub(crate) struct Walk<'a, 'p> {
 
 impl<'a, 'p> Walk<'a, 'p> {
     pub(crate) fn new(
-        input: &'a [u8],
+        input: Bytes<'a>,
         late_page_size: Option<PageSizeHint>,
         progress: &'p Progress,
     ) -> Result<Self> {
-        let head = Cursor::new(input, StreamOffset(0));
+        let head = Cursor::new(input.slice(), StreamOffset(0));
         Self::from_head(input, head, late_page_size, progress)
     }
 
     fn from_head(
-        input: &'a [u8],
+        input: Bytes<'a>,
         mut head: Cursor<'a>,
         late_page_size: Option<PageSizeHint>,
         progress: &'p Progress,
@@ -86,7 +89,7 @@ impl<'a, 'p> Walk<'a, 'p> {
 
     /// A walk that begins with the record at `cursor`.
     fn begin(
-        input: &'a [u8],
+        input: Bytes<'a>,
         cursor: Cursor<'a>,
         configuration: Option<Configuration>,
         late_page_size: Option<PageSizeHint>,
@@ -118,6 +121,7 @@ impl<'a, 'p> Walk<'a, 'p> {
             located: None,
             has_searched: false,
             vain_len: Cell::new(input.len() as u64),
+            hollow_len: 0,
             description: None,
             warnings: Vec::new(),
             going_by: None,
@@ -156,8 +160,18 @@ impl<'a, 'p> Walk<'a, 'p> {
         }
     }
 
+    /// All that stands from the cursor on.
+    fn behind(&self) -> Bytes<'a> {
+        Bytes::behind(self.cursor, self.input.holes())
+    }
+
     fn boundaries(&self) -> Boundaries<'_> {
-        Boundaries { handlers: &self.handlers, footers: self.footers, vain_len: &self.vain_len }
+        Boundaries {
+            handlers: &self.handlers,
+            footers: self.footers,
+            vain_len: &self.vain_len,
+            holes: self.input.holes(),
+        }
     }
 
     /// Where the walk is, for messages: behind which section.
@@ -233,10 +247,29 @@ impl<'a, 'p> Walk<'a, 'p> {
         body: StreamOffset,
     ) -> Result<()> {
         let body_end = self.cursor.offset();
+        self.note_hollow(&handler, body, body_end).map_err(|error| error.inside(&*handler))?;
         self.keep_footer()?;
         self.footers.read(&mut self.cursor, handler.section_id).map_err(|error| error.inside(&*handler))?;
         self.sections.push(Section { offset, kind, handler, body, body_end });
         Ok(())
+    }
+
+    /// Counts the holes of a body that is not RAM. What of it is shown, byte by
+    /// byte, shall be no longer than what is there.
+    fn note_hollow(&mut self, handler: &Handler, body: StreamOffset, end: StreamOffset) -> Result<()> {
+        let len = end.0.saturating_sub(body.0);
+        if handler.idstr == *"ram" || len < limit::NOTED_LEN {
+            return Ok(());
+        }
+        let range = index(body.0).zip(index(end.0)).map(|(body, end)| body..end);
+        let hole_len = range.and_then(|range| self.input.part(range)).map_or(0, |body| body.hole_len());
+        self.hollow_len = self.hollow_len.saturating_add(hole_len);
+        let bound = limit::HOLLOW_LEN.max(self.input.data_len());
+        if self.hollow_len <= bound {
+            return Ok(());
+        }
+        let (what, met) = ("bytes of holes in sections", self.hollow_len);
+        Err(Error::at(body, ErrorKind::Limit { what, met, bound }))
     }
 
     /// Reads FULL. False if the walk cannot go on and need not.
@@ -327,10 +360,10 @@ impl<'a, 'p> Walk<'a, 'p> {
             // A device before RAM: there is no walking on from here to prove
             // anything, so it is the last description in the file, and the
             // walk will tell.
-            tail.or_else(|| locate::candidates(self.cursor, fits).last())
+            tail.or_else(|| locate::candidates(self.behind(), fits).last())
         } else {
             // The nearest first: behind a stream there may be older ones.
-            let mut candidates = locate::candidates(self.cursor, fits).peekable();
+            let mut candidates = locate::candidates(self.behind(), fits).peekable();
             let first_one = candidates.peek().cloned();
             let proven = candidates.find_map(|located| {
                 let end = self.boundaries().leads_to(first, self.cursor, &located)?;
@@ -417,9 +450,9 @@ impl<'a, 'p> Walk<'a, 'p> {
 
     /// Says what stands behind the stream.
     fn note_tail(&mut self) {
-        let rest = self.cursor.rest();
+        let rest = self.behind();
         let (gone_by, is_zero) = self.going_by.as_mut().map_or((0, true), GoingBy::drain);
-        if !is_zero || rest.iter().any(|byte| *byte != 0) {
+        if !is_zero || !rest.is_zero() {
             let len = rest.len() as u64 + gone_by;
             let text = format!("{len} bytes behind the end of the stream are not part of it");
             // Behind a stream without a description they may well be the
@@ -452,7 +485,7 @@ impl<'a, 'p> Walk<'a, 'p> {
         }
         let input = match self.going_by {
             Some(going_by) => going_by.into_parts(),
-            None => Parts::whole(self.input),
+            None => Parts::whole(self.input.slice()),
         };
         Walked {
             input,

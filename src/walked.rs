@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::bytes::Bytes;
 use crate::feed::Parts;
 use crate::header::Configuration;
 use crate::loss::{DoubtfulPage, Loss};
@@ -58,8 +59,8 @@ impl<'a> Description<'a> {
     /// without a walk: whether it is this stream's is not proven.
     ///
     /// For streams whose RAM cannot be read. `None` if there is none.
-    pub fn at_end_of(input: &'a [u8]) -> Option<Self> {
-        let Located { eof, text, desc } = locate::at_end(input)?;
+    pub fn at_end_of(input: impl Into<Bytes<'a>>) -> Option<Self> {
+        let Located { eof, text, desc } = locate::at_end(input.into())?;
         let offset = eof.checked_add(locate::HEAD_LEN)?;
         Some(Self { offset, text, desc })
     }

@@ -144,6 +144,12 @@ pub(crate) mod limit {
     /// stands around it. So much a stream can make memory hold of bytes that
     /// are none of its own, which a compressed one has for some kilobytes.
     pub(crate) const UNPROVEN_LEN: u64 = (64 << 20) + (64 << 10);
+    /// Holes of the file that sections may have which are not RAM, all together,
+    /// if the file holds less than this: else as much as it holds. Who wrote the
+    /// stream left none, but a copy of it may have made some of zeros.
+    pub(crate) const HOLLOW_LEN: u64 = 64 << 20;
+    /// Sections that are shorter are not looked at for that.
+    pub(crate) const NOTED_LEN: u64 = 1 << 20;
     /// Page records that wait, in such a stream, for the page size to show.
     pub(crate) const WAITING_RECORDS: usize = 1 << 20;
     /// Descriptions tried when more than one place looks like one.

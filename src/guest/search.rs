@@ -11,6 +11,7 @@ use rayon::prelude::*;
 
 use crate::error::Result;
 use crate::physical::{PhysicalMemory, Region};
+use crate::ram::filled::filled_parts;
 use crate::ram::page::PageReader;
 use crate::ram::{PageRun, PageSource, RunContent};
 use crate::units::{BlockOffset, PhysicalAddress, index};
@@ -105,7 +106,8 @@ impl Part<'_> {
         let Some(pages) = ram.pages(self.region.block) else { return Ok(None) };
         let mut reader = PageReader::new(ram);
         let page_len = ram.page_size().bytes();
-        for run in pages.runs(self.range.start, self.range.end).filter(|run| has_data(run, decode)) {
+        let runs = pages.runs(self.range.start, self.range.end).filter(|run| has_data(run, decode));
+        for run in runs.flat_map(|run| filled_parts(ram, run)) {
             for nth in 0..run.pages {
                 let skipped = (run.offset.0 + nth * page_len).checked_sub(self.region.offset.0);
                 let Some(at) = skipped.and_then(|skipped| self.region.range.start.checked_add(skipped))
@@ -154,6 +156,7 @@ impl<'r> Parts<'r, Box<dyn Iterator<Item = PageRun<'r>> + 'r>> {
         let pages = memory.ram().pages(region.block).into_iter();
         let runs = pages.flat_map(move |pages| pages.runs(region.offset, end));
         let runs = runs.filter(move |run| has_data(run, decode));
+        let runs = runs.flat_map(move |run| filled_parts(memory.ram(), run));
         let runs: Box<dyn Iterator<Item = PageRun<'r>> + 'r> = Box::new(runs);
         Self { region, page_len: memory.ram().page_size().bytes(), runs: runs.peekable(), taken: 0 }
     }

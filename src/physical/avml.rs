@@ -44,7 +44,7 @@ pub struct Avml<'r, 'a> {
 impl<'r, 'a> Avml<'r, 'a> {
     /// The image of the memory that `layout` makes of `ram`.
     pub fn new(ram: &'r Ram<'a>, layout: &'r Layout) -> Self {
-        Self { ram, layout, windows: packed::windows(&packed::present(ram, layout)) }
+        Self { ram, layout, windows: packed::windows(&packed::filled(ram, layout)) }
     }
 
     /// The bytes that [`write`](Self::write) counts.

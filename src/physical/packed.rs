@@ -19,12 +19,13 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+use crate::bytes::is_zero;
 use crate::error::{Error, Result};
 use crate::extract::{ImageSink, RangeGather, WINDOW_LEN};
 use crate::physical::Layout;
 use crate::progress::Progress;
-use crate::ram::Ram;
-use crate::ram::page::is_zero;
+use crate::ram::filled::filled_parts;
+use crate::ram::{PageRun, Ram, RunContent};
 use crate::units::{BlockId, BlockOffset, PhysicalAddress, index};
 
 /// What became of a window.
@@ -64,12 +65,29 @@ pub(super) fn addresses(window: u64) -> Range<u64> {
 
 /// The addresses of pages that the stream has, ascending.
 pub(super) fn present(ram: &Ram<'_>, layout: &Layout) -> Vec<Range<u64>> {
+    addresses_of(ram, layout, |run| Some(run).into_iter())
+}
+
+/// The addresses of those of them that may be other than zeros.
+pub(super) fn filled(ram: &Ram<'_>, layout: &Layout) -> Vec<Range<u64>> {
+    let is_other = |run: &PageRun<'_>| run.content != RunContent::Fill(0);
+    addresses_of(ram, layout, |run| {
+        Some(run).filter(is_other).into_iter().flat_map(|run| filled_parts(ram, run))
+    })
+}
+
+/// The addresses of what `parts` takes of each run of pages.
+fn addresses_of<'r, I: Iterator<Item = PageRun<'r>>>(
+    ram: &'r Ram<'_>,
+    layout: &Layout,
+    parts: impl Fn(PageRun<'r>) -> I,
+) -> Vec<Range<u64>> {
     let page_len = ram.page_size().bytes();
     let mut present: Vec<Range<u64>> = Vec::new();
     for region in layout.regions() {
         let (from, to) = (region.offset.0, region.offset.0.saturating_add(region.bytes()));
         let Some(pages) = ram.pages(region.block) else { continue };
-        for run in pages.runs(BlockOffset(from), BlockOffset(to)) {
+        for run in pages.runs(BlockOffset(from), BlockOffset(to)).flat_map(&parts) {
             let end = run.offset.0.saturating_add(run.pages.saturating_mul(page_len)).min(to);
             let at = |offset: u64| region.range.start.0 + (offset.max(from) - from);
             push_range(&mut present, at(run.offset.0)..at(end));

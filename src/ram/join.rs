@@ -57,8 +57,10 @@ impl<'a> Ram<'a> {
         }
         let mut joining = Vec::new();
         for ChannelPages { channel, pages } in channels {
-            let place =
-                self.sources.add(pages).ok_or_else(|| strange(channel, "one more than can be read"))?;
+            let place = self
+                .sources
+                .add((*pages).into())
+                .ok_or_else(|| strange(channel, "one more than can be read"))?;
             let packets = channel.packets().filter_map(|packet| match packet {
                 Packet::Ram(packet) => Some(packet),
                 Packet::DeviceState(_) => None,

@@ -25,10 +25,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::bytes::{Bytes, is_zero};
 use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ram::index::{PageRun, PageSource, RunContent};
-use crate::ram::page::is_zero;
 use crate::units::{BlockOffset, StreamOffset, TargetPageSize, index};
 
 /// `MAPPED_RAM_HDR_VERSION`.
@@ -176,9 +176,9 @@ enum Bits<'a> {
     /// Every page is.
     All,
     /// The block's bitmap: what it leaves out is zero.
-    Bitmap(&'a [u8]),
-    /// Where there are bytes, little endian: of other pages nothing is known.
-    Content(Arc<[u8]>),
+    Bitmap(Bytes<'a>),
+    /// Where there are bytes, ascending: of other pages nothing is known.
+    Content(Arc<[Range<u64>]>),
 }
 
 /// The pages of one block, found by its bitmap.
@@ -193,44 +193,9 @@ pub(crate) struct MappedPages<'a> {
     page_size: TargetPageSize,
 }
 
-/// What the stream has of a page.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Data,
-    Zero,
-    Absent,
-}
-
-/// Eight pages: those of data, and those that are zero; the stream has nothing
-/// of the others.
-#[derive(Clone, Copy)]
-struct Eight {
-    data: u8,
-    zero: u8,
-}
-
-impl Eight {
-    fn kind(self, nth: u64) -> Kind {
-        match (self.data >> nth & 1, self.zero >> nth & 1) {
-            (1, _) => Kind::Data,
-            (_, 1) => Kind::Zero,
-            _ => Kind::Absent,
-        }
-    }
-
-    fn are_all(self, kind: Kind) -> bool {
-        match kind {
-            Kind::Data => self.data == 0xff,
-            Kind::Zero => self.zero == 0xff,
-            Kind::Absent => self.data | self.zero == 0,
-        }
-    }
-}
-
-/// The bits of the first `count` of eight pages.
-fn first(count: u64) -> u8 {
-    ((1u16 << count.min(8)) - 1).to_le_bytes()[0]
-}
+/// Pages of a bitmap's word of 64 bits, and its bytes.
+const WORD_PAGES: u64 = 64;
+const WORD_LEN: usize = 8;
 
 impl<'a> MappedPages<'a> {
     /// The pages of a block of `used_length` bytes that lie one behind the
@@ -246,11 +211,11 @@ impl<'a> MappedPages<'a> {
     /// order of the bitmap's words is [`set_order`]'s to say.
     ///
     /// [`set_order`]: Self::set_order
-    pub(crate) fn new(input: &'a [u8], header: &MappedRamHeader, used_length: u64) -> Option<Self> {
+    pub(crate) fn new(input: Bytes<'a>, header: &MappedRamHeader, used_length: u64) -> Option<Self> {
         let page_count = header.page_size.pages_in(used_length);
         let start = index(header.bitmap.0)?;
         let len = index(header.bitmap_len(used_length))?;
-        let bitmap = input.get(start..start.checked_add(len)?)?;
+        let bitmap = input.part(start..start.checked_add(len)?)?;
         let available = (input.len() as u64).saturating_sub(header.pages.0);
         let whole_count =
             if available >= used_length { page_count } else { available / header.page_size.bytes() };
@@ -271,19 +236,20 @@ impl<'a> MappedPages<'a> {
     /// Whether the bitmap has no bit that is set: as long as it is not
     /// written, it has none.
     pub(crate) fn is_blank(&self) -> bool {
-        matches!(self.bits, Bits::Bitmap(bitmap) if is_zero(bitmap))
+        matches!(self.bits, Bits::Bitmap(bitmap) if bitmap.is_zero())
     }
 
     /// The pages that are more than zeros, whatever the bitmap says. The
     /// others are absent: they were zero, or not written yet.
-    pub(crate) fn by_content(&self, input: &[u8]) -> Self {
-        let page_len = index(self.page_size.bytes()).unwrap_or(usize::MAX);
-        let eight = |eight: &[u8]| {
-            let pages = eight.chunks(page_len).zip(0..8);
-            pages.fold(0, |bits, (page, nth)| bits | u8::from(!is_zero(page)) << nth)
-        };
-        let bits = self.area(input).chunks(page_len.saturating_mul(8)).map(eight).collect();
-        Self { bits: Bits::Content(bits), order: WordOrder::Little, ..self.clone() }
+    pub(crate) fn by_content(&self, input: Bytes<'_>) -> Self {
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        for page in self.filled(input) {
+            match runs.last_mut().filter(|run| run.end == page) {
+                Some(run) => run.end += 1,
+                None => runs.push(page..page + 1),
+            }
+        }
+        Self { bits: Bits::Content(runs.into()), order: WordOrder::Little, ..self.clone() }
     }
 
     pub(crate) fn is_by_content(&self) -> bool {
@@ -291,57 +257,129 @@ impl<'a> MappedPages<'a> {
     }
 
     /// How many pages that the bitmap leaves out have bytes at their place.
-    pub(crate) fn left_out(&self, input: &[u8]) -> u64 {
+    pub(crate) fn left_out(&self, input: Bytes<'_>) -> u64 {
+        self.filled(input).filter(|page| !self.is_set(*page)).count() as u64
+    }
+
+    /// The pages before the end of the input that are more than zeros, in order.
+    fn filled(&self, input: Bytes<'_>) -> impl Iterator<Item = u64> {
+        let area = self.area(input);
         let page_len = index(self.page_size.bytes()).unwrap_or(usize::MAX);
-        let pages = self.area(input).chunks(page_len).zip(0..);
-        pages.filter(|(page, nth)| self.kind(*nth) == Kind::Zero && !is_zero(page)).count() as u64
+        let mut behind = 0;
+        std::iter::from_fn(move || {
+            let other = area.zeros_end(behind);
+            let page = other / page_len;
+            behind = (page + 1).saturating_mul(page_len);
+            (other < area.len()).then_some(page as u64)
+        })
     }
 
     /// The bytes of the pages that lie before the end of the input.
-    fn area<'i>(&self, input: &'i [u8]) -> &'i [u8] {
-        let from = index(self.pages.0).and_then(|start| input.get(start..)).unwrap_or_default();
-        let len = index(self.whole_count.saturating_mul(self.page_size.bytes()));
-        len.and_then(|len| from.get(..len)).unwrap_or(from)
+    fn area<'i>(&self, input: Bytes<'i>) -> Bytes<'i> {
+        let len = index(self.whole_count.saturating_mul(self.page_size.bytes())).unwrap_or(usize::MAX);
+        let area = index(self.pages.0).and_then(|start| {
+            let end = start.saturating_add(len).min(input.len());
+            input.part(start..end)
+        });
+        area.unwrap_or_default()
     }
 
     /// The bits of eight pages, those behind the last page among them.
     fn byte(&self, order: WordOrder, nth: usize) -> u8 {
         match &self.bits {
-            Bits::All => 0xff,
-            Bits::Bitmap(bitmap) => bitmap.get(order.place(nth)).copied().unwrap_or(0),
-            Bits::Content(bits) => bits.get(nth).copied().unwrap_or(0),
+            Bits::Bitmap(bitmap) => bitmap.slice().get(order.place(nth)).copied().unwrap_or(0),
+            Bits::All | Bits::Content(_) => 0,
         }
     }
 
-    /// The pages from `8 * nth` on: none behind the last page.
-    fn eight(&self, nth: u64) -> Eight {
-        let bits = index(nth).map_or(0, |nth| self.byte(self.order, nth));
-        let among = |count: u64| first(count.saturating_sub(nth * 8));
-        let zero = if self.is_by_content() { 0 } else { !bits & among(self.page_count) };
-        Eight { data: bits & among(self.whole_count), zero }
+    /// Whether a page is data, in the input or behind its end.
+    fn is_set(&self, page: u64) -> bool {
+        match &self.bits {
+            Bits::All => true,
+            Bits::Bitmap(_) => {
+                let byte = index(page / 8).map_or(0, |nth| self.byte(self.order, nth));
+                byte >> (page % 8) & 1 == 1
+            }
+            Bits::Content(runs) => run_behind(runs, page).is_some_and(|run| run.contains(&page)),
+        }
     }
 
-    fn kind(&self, page: u64) -> Kind {
-        self.eight(page / 8).kind(page % 8)
+    /// The first page of data at or behind `page`, or `end`.
+    fn next_set(&self, mut page: u64, end: u64) -> u64 {
+        let bitmap = match &self.bits {
+            Bits::All => return page,
+            Bits::Content(runs) => {
+                return run_behind(runs, page).map_or(end, |run| run.start.clamp(page, end));
+            }
+            Bits::Bitmap(bitmap) => bitmap,
+        };
+        // No further than is asked: who asks goes on from there.
+        let words =
+            index(end.div_ceil(WORD_PAGES)).map_or(usize::MAX, |words| words.saturating_mul(WORD_LEN));
+        let bitmap = bitmap.part(0..words.min(bitmap.len())).unwrap_or_default();
+        while page < end {
+            if page.is_multiple_of(WORD_PAGES) {
+                let word = index(page / WORD_PAGES).unwrap_or(usize::MAX);
+                let zeros_end = bitmap.zeros_end(word.saturating_mul(WORD_LEN));
+                if zeros_end == bitmap.len() {
+                    return end;
+                }
+                page = page.max((zeros_end / WORD_LEN) as u64 * WORD_PAGES);
+            }
+            if self.is_set(page) {
+                return page.min(end);
+            }
+            page += if self.starts_byte(page, 0) { 8 } else { 1 };
+        }
+        end
+    }
+
+    /// Whether a page is the first of eight whose bits are `bits`.
+    fn starts_byte(&self, page: u64, bits: u8) -> bool {
+        page.is_multiple_of(8) && index(page / 8).is_some_and(|nth| self.byte(self.order, nth) == bits)
+    }
+
+    /// The first page behind `page`, which is data, that is not, or `end`.
+    fn next_clear(&self, page: u64, end: u64) -> u64 {
+        match &self.bits {
+            Bits::All => end,
+            Bits::Content(runs) => run_behind(runs, page).map_or(page, |run| run.end).min(end),
+            Bits::Bitmap(_) => {
+                let mut page = page;
+                while page < end && self.is_set(page) {
+                    page += if self.starts_byte(page, 0xff) { 8 } else { 1 };
+                }
+                page.min(end)
+            }
+        }
+    }
+
+    /// How many of the first pages are data, in the input or behind its end.
+    fn set_count(&self, pages: u64) -> u64 {
+        match &self.bits {
+            Bits::All => pages,
+            Bits::Content(runs) => runs.iter().map(|run| run.end.min(pages).saturating_sub(run.start)).sum(),
+            Bits::Bitmap(bitmap) => {
+                // An order of words moves bits within one of 64.
+                let words = pages / WORD_PAGES;
+                let whole = index(words).and_then(|words| bitmap.part(0..words.checked_mul(WORD_LEN)?));
+                let rest = (words * WORD_PAGES..pages).filter(|page| self.is_set(*page)).count();
+                whole.map_or(0, ones) + rest as u64
+            }
+        }
     }
 
     /// How many pages are data in the file, and how many are zero.
     pub(crate) fn counts(&self) -> (u64, u64) {
-        if matches!(self.bits, Bits::All) {
-            return (self.page_count, 0);
-        }
-        let eights = (0..self.page_count.div_ceil(8)).map(|nth| self.eight(nth));
-        eights.fold((0, 0), |(data, zero), eight| {
-            (data + u64::from(eight.data.count_ones()), zero + u64::from(eight.zero.count_ones()))
-        })
+        let zero = if self.is_by_content() { 0 } else { self.page_count - self.set_count(self.page_count) };
+        (self.set_count(self.whole_count), zero)
     }
 
     /// How many pages the input ends before: of data, as far as the bitmap
     /// tells.
     pub(crate) fn cut_count(&self) -> u64 {
-        let (data, zero) = self.counts();
         match self.bits {
-            Bits::All | Bits::Bitmap(_) => self.page_count - data - zero,
+            Bits::All | Bits::Bitmap(_) => self.set_count(self.page_count) - self.set_count(self.whole_count),
             Bits::Content(_) => self.page_count - self.whole_count,
         }
     }
@@ -351,10 +389,10 @@ impl<'a> MappedPages<'a> {
     }
 
     pub(crate) fn source(&self, page: u64) -> PageSource<'static> {
-        match self.kind(page) {
-            Kind::Data => PageSource::Data(self.place_of(page)),
-            Kind::Zero => PageSource::Fill(0),
-            Kind::Absent => PageSource::Absent,
+        match self.is_set(page) {
+            true if page < self.whole_count => PageSource::Data(self.place_of(page)),
+            false if page < self.page_count && !self.is_by_content() => PageSource::Fill(0),
+            _ => PageSource::Absent,
         }
     }
 
@@ -364,47 +402,29 @@ impl<'a> MappedPages<'a> {
         let end = pages.end.min(self.page_count);
         let mut first = pages.start;
         while first < end {
-            let kind = self.kind(first);
-            let next = self.end_of_run(first, end, kind);
-            let content = match kind {
-                Kind::Data => {
-                    RunContent::Data { first: self.place_of(first), stride: self.page_size.bytes() }
+            let is_data = self.is_set(first);
+            let next = if is_data { self.next_clear(first, end) } else { self.next_set(first, end) };
+            let (run_end, content) = match is_data {
+                true => {
+                    let run =
+                        RunContent::Data { first: self.place_of(first), stride: self.page_size.bytes() };
+                    (next.min(self.whole_count), Some(run))
                 }
-                Kind::Zero => RunContent::Fill(0),
-                Kind::Absent => {
-                    first = next;
-                    continue;
-                }
+                false => (next, Some(RunContent::Fill(0)).filter(|_| !self.is_by_content())),
             };
-            let offset = BlockOffset(first << self.page_size.bits());
-            return Some(PageRun { offset, pages: next - first, content });
+            if let Some(content) = content.filter(|_| first < run_end) {
+                let offset = BlockOffset(first << self.page_size.bits());
+                return Some(PageRun { offset, pages: run_end - first, content });
+            }
+            first = next;
         }
         None
-    }
-
-    /// Up to where, or to `end`, pages are of one kind.
-    fn end_of_run(&self, first: u64, end: u64, kind: Kind) -> u64 {
-        if matches!(self.bits, Bits::All) {
-            return end;
-        }
-        let mut page = first + 1;
-        while page < end {
-            // Eight at a time where all are alike.
-            if page.is_multiple_of(8) && self.eight(page / 8).are_all(kind) {
-                page += 8;
-            } else if self.kind(page) == kind {
-                page += 1;
-            } else {
-                break;
-            }
-        }
-        page.min(end)
     }
 
     /// What speaks against an order of words: bits behind the last page, set
     /// bits of pages that are zero, clear ones of pages that are not. Of the
     /// latter two only where the orders differ, and only a few.
-    fn against(&self, order: WordOrder, bytes: &[usize], input: &[u8]) -> usize {
+    fn against(&self, order: WordOrder, bytes: &[usize], input: Bytes<'_>) -> usize {
         let tail = match (index(self.page_count / 8), self.page_count % 8) {
             (Some(last), over @ 1..) => usize::from(self.byte(order, last) >> over != 0),
             _ => 0,
@@ -418,7 +438,8 @@ impl<'a> MappedPages<'a> {
         let is_wrong = |nth: usize, bit: u64| {
             let page = nth as u64 * 8 + bit;
             let start = index(self.place_of(page).0)?;
-            let content = input.get(start..start.checked_add(index(self.page_size.bytes())?)?)?;
+            let end = start.checked_add(index(self.page_size.bytes())?)?;
+            let content = input.slice().get(start..end)?;
             Some(page < self.page_count && (self.byte(order, nth) >> bit & 1 == 1) == is_zero(content))
         };
         let wrong = bytes.iter().flat_map(|nth| (0..8).map(move |bit| (*nth, bit)));
@@ -432,14 +453,41 @@ impl<'a> MappedPages<'a> {
     /// much against the others.
     fn telling_bytes(&self) -> Vec<usize> {
         const SAMPLES: usize = 8;
-        const WORD_LEN: usize = 8;
+        let Bits::Bitmap(bitmap) = self.bits else { return Vec::new() };
         let count = index(self.page_count.div_ceil(8)).unwrap_or(0);
         let word = |first: &usize| *first..*first + WORD_LEN;
         let differs = |nth: usize| {
             WordOrder::ALL.iter().any(|order| self.byte(*order, nth) != self.byte(WordOrder::Little, nth))
         };
-        let words = (0..count).step_by(WORD_LEN).filter(|first| word(first).any(differs));
-        words.take(SAMPLES).flat_map(|first| word(&first)).collect()
+        // Words of zeros say the same in any order.
+        let mut behind = 0;
+        let words = std::iter::from_fn(|| {
+            let first = bitmap.zeros_end(behind) / WORD_LEN * WORD_LEN;
+            behind = first + WORD_LEN;
+            (first < count).then_some(first)
+        });
+        let telling = words.filter(|first| word(first).any(differs));
+        telling.take(SAMPLES).flat_map(|first| word(&first)).collect()
+    }
+}
+
+/// The first run that ends behind a page.
+fn run_behind(runs: &[Range<u64>], page: u64) -> Option<&Range<u64>> {
+    runs.get(runs.partition_point(|run| run.end <= page))
+}
+
+/// How many bits are set.
+fn ones(bitmap: Bytes<'_>) -> u64 {
+    const PIECE_LEN: usize = 4096;
+    let (mut count, mut at) = (0, 0);
+    loop {
+        let start = bitmap.zeros_end(at);
+        at = start.saturating_add(PIECE_LEN).min(bitmap.len());
+        let piece = bitmap.slice().get(start..at).unwrap_or_default();
+        if piece.is_empty() {
+            return count;
+        }
+        count += piece.iter().map(|byte| u64::from(byte.count_ones())).sum::<u64>();
     }
 }
 
@@ -447,7 +495,7 @@ impl<'a> MappedPages<'a> {
 /// were written by one host.
 pub(crate) fn word_order<'r, 'a: 'r>(
     blocks: impl Iterator<Item = &'r MappedPages<'a>>,
-    input: &[u8],
+    input: Bytes<'_>,
 ) -> WordOrder {
     let mut against = [0; WordOrder::ALL.len()];
     for block in blocks {

@@ -13,6 +13,7 @@
 
 pub(crate) mod block;
 mod extent;
+pub(crate) mod filled;
 pub(crate) mod index;
 pub(crate) mod join;
 mod layers;
@@ -28,6 +29,7 @@ pub(crate) mod xbzrle;
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use crate::bytes::Bytes;
 use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::loss::DoubtfulPage;
@@ -61,7 +63,7 @@ pub enum Page<'a> {
 /// The RAM blocks of a stream and where each of their pages is.
 #[derive(Debug)]
 pub struct Ram<'a> {
-    input: &'a [u8],
+    input: Bytes<'a>,
     sources: Sources<'a>,
     page_size: TargetPageSize,
     list: Arc<BlockList>,
@@ -83,8 +85,8 @@ impl<'a> Ram<'a> {
     /// RAM of which nothing is known but an index.
     fn with_index(list: Arc<BlockList>, page_size: TargetPageSize, pages: Vec<BlockPages<'a>>) -> Self {
         Self {
-            input: &[],
-            sources: Sources::new(&[]),
+            input: Bytes::default(),
+            sources: Sources::new(Bytes::default()),
             page_size,
             list,
             pages,
@@ -197,7 +199,7 @@ impl<'a> Ram<'a> {
     }
 
     /// The stream itself.
-    pub(crate) fn input(&self) -> &'a [u8] {
+    pub(crate) fn input(&self) -> Bytes<'a> {
         self.input
     }
 
@@ -269,7 +271,8 @@ impl<'a> Ram<'a> {
     ///
     /// # Errors
     /// [`ErrorKind::Malformed`] if `content` is not as long as the block.
-    pub fn supply(&mut self, id: BlockId, content: &'a [u8]) -> Result<()> {
+    pub fn supply(&mut self, id: BlockId, content: impl Into<Bytes<'a>>) -> Result<()> {
+        let content = content.into();
         let (Some(block), Some(pages)) = (self.list.get(id), self.pages.get_mut(id.0)) else { return Ok(()) };
         let place = self.sources.add(content).filter(|_| content.len() as u64 == block.used_length);
         let Some(place) = place else {
@@ -330,7 +333,7 @@ impl<'a> Ram<'a> {
     fn records_in(&self, section: &Section) -> Cursor<'a> {
         let at = if section.kind == SectionType::Start { self.first_record } else { section.body };
         let range = to_index(at.0).zip(to_index(section.body_end.0));
-        let bytes = range.and_then(|(start, end)| self.input.get(start..end));
+        let bytes = range.and_then(|(start, end)| self.input.slice().get(start..end));
         Cursor::new(bytes.unwrap_or_default(), at)
     }
 

@@ -165,12 +165,6 @@ fn gone(at: StreamOffset) -> Error {
     Error::at(at, ErrorKind::Truncated { needed: 1, available: 0 })
 }
 
-/// Whether all bytes are zero. Pages that are not show it in their first few
-/// bytes, nearly always.
-pub(crate) fn is_zero(page: &[u8]) -> bool {
-    page.chunks(64).all(|chunk| chunk.iter().fold(0, |any, byte| any | byte) == 0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,6 +9,7 @@ use super::mapped::{self, MappedPages};
 use super::record::{Certainty, PageRecord, PageRecords, RecordContent, RecordState};
 use super::sources::Sources;
 use super::{PageTaker, Ram, Stretch};
+use crate::bytes::Bytes;
 use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Progress;
@@ -20,7 +21,7 @@ const RECORDS_PER_REPORT: u64 = 256;
 
 /// Reads the bodies of the `ram` section as the walk meets them.
 pub(crate) struct RamReader<'a, 'p> {
-    pub(super) input: &'a [u8],
+    pub(super) input: Bytes<'a>,
     pub(super) list: Option<Arc<BlockList>>,
     pub(super) first_record: StreamOffset,
     pub(super) state: RecordState,
@@ -95,7 +96,7 @@ impl PassCounter {
 impl<'a, 'p> RamReader<'a, 'p> {
     /// `page_size` is what the configuration or the description say; with
     /// neither, 4 KiB until a page of data shows what it is.
-    pub(crate) fn new(input: &'a [u8], page_size: PageSizeHint, progress: &'p Progress) -> Self {
+    pub(crate) fn new(input: Bytes<'a>, page_size: PageSizeHint, progress: &'p Progress) -> Self {
         let (size, certainty) = match page_size {
             PageSizeHint::Given(size) => (size, Certainty::Settled),
             PageSizeHint::Likely(size) => (size, Certainty::Likely),
@@ -367,7 +368,7 @@ impl<'a, 'p> RamReader<'a, 'p> {
 /// whose bitmap was not written, what is there. QEMU writes bitmaps in the
 /// order of the list: one with a bit proves those before it.
 fn mapped_pages<'a>(
-    input: &'a [u8],
+    input: Bytes<'a>,
     list: &BlockList,
     page_size: TargetPageSize,
     by_content: bool,

@@ -16,7 +16,7 @@ use crate::error::ErrorKind;
 use crate::ram::RamReader;
 use crate::ram::block::{BlockList, RamBlock};
 use crate::ram::record::{Certainty, PageRecord, PageRecords, RecordContent, RecordState, flag_mask};
-use crate::units::{BlockId, StreamOffset, TargetPageSize, index};
+use crate::units::{BlockId, StreamOffset, TargetPageSize};
 use crate::wire::ram_flag;
 
 /// Records in a row that are no accident: the odds that guest data passes for
@@ -175,7 +175,7 @@ impl<'a> RamReader<'a, '_> {
     }
 
     fn cursor_at(&self, at: StreamOffset) -> Option<Cursor<'a>> {
-        Some(Cursor::new(self.input.get(index(at.0)?..)?, at))
+        self.input.cursor(at)
     }
 
     /// Goes on with CONTINUE being the records of this block, or of none.

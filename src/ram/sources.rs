@@ -3,6 +3,7 @@
 //! The index keeps one number for a page's place. The stream's own bytes have
 //! their offset; those of another source have its number in the high bits.
 
+use crate::bytes::Bytes;
 use crate::units::{StreamOffset, index};
 
 /// Bits of a place that are an offset in its source: 4 PiB.
@@ -22,25 +23,25 @@ pub(crate) fn is_in_stream(at: StreamOffset) -> bool {
 /// The bytes that pages are in.
 #[derive(Clone, Debug)]
 pub(crate) struct Sources<'a> {
-    stream: &'a [u8],
+    stream: Bytes<'a>,
     /// Where in the stream these bytes begin.
     start: u64,
-    others: Vec<&'a [u8]>,
+    others: Vec<Bytes<'a>>,
 }
 
 impl<'a> Sources<'a> {
-    pub(crate) fn new(stream: &'a [u8]) -> Self {
-        Self::from_stretch(stream, StreamOffset(0))
+    pub(crate) fn new(stream: Bytes<'a>) -> Self {
+        Self { stream, start: 0, others: Vec::new() }
     }
 
     /// Only a stretch of the stream, which begins at `start`.
     pub(crate) fn from_stretch(stream: &'a [u8], start: StreamOffset) -> Self {
-        Self { stream, start: start.0, others: Vec::new() }
+        Self { stream: stream.into(), start: start.0, others: Vec::new() }
     }
 
     /// Adds a source. Gives the place of its first byte; `None` if it is too
     /// long or one too many.
-    pub(crate) fn add(&mut self, bytes: &'a [u8]) -> Option<StreamOffset> {
+    pub(crate) fn add(&mut self, bytes: Bytes<'a>) -> Option<StreamOffset> {
         if bytes.len() as u64 >> OFFSET_BITS != 0 || self.others.len() + 1 >= SOURCES {
             return None;
         }
@@ -56,12 +57,25 @@ impl<'a> Sources<'a> {
     /// The bytes of a source from a place on.
     #[inline]
     pub(crate) fn from(&self, at: StreamOffset) -> Option<&'a [u8]> {
+        let (source, offset) = self.place(at)?;
+        source.slice().get(offset..)
+    }
+
+    /// The same, with what is known of their holes.
+    pub(crate) fn bytes_from(&self, at: StreamOffset) -> Option<Bytes<'a>> {
+        let (source, offset) = self.place(at)?;
+        source.part(offset..source.len())
+    }
+
+    /// The source of a place, and where in it that is.
+    #[inline]
+    fn place(&self, at: StreamOffset) -> Option<(&Bytes<'a>, usize)> {
         let offset = at.0 & ((1 << OFFSET_BITS) - 1);
         let (source, start) = match index(at.0 >> OFFSET_BITS)? {
-            0 => (self.stream, self.start),
-            nth => (*self.others.get(nth - 1)?, 0),
+            0 => (&self.stream, self.start),
+            nth => (self.others.get(nth - 1)?, 0),
         };
-        source.get(index(offset.checked_sub(start)?)?..)
+        Some((source, index(offset.checked_sub(start)?)?))
     }
 }
 
@@ -79,8 +93,8 @@ mod tests {
 
     #[test]
     fn a_place_leads_to_its_source() {
-        let mut sources = Sources::new(b"stream");
-        let at = sources.add(b"other").unwrap();
+        let mut sources = Sources::new(b"stream".into());
+        let at = sources.add(b"other".into()).unwrap();
         assert_eq!(sources.from(StreamOffset(2)), Some(b"ream".as_slice()));
         assert_eq!(sources.from(at.checked_add(1).unwrap()), Some(b"ther".as_slice()));
         assert_eq!(sources.from(at.checked_add(6).unwrap()), None);

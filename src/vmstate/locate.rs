@@ -10,8 +10,9 @@
 //! is found counts only when the walk then arrives at exactly that place:
 //! guest memory and stale tails of older streams can hold such bytes too.
 
-use memchr::{memmem, memrchr};
+use memchr::memrchr;
 
+use crate::bytes::Bytes;
 use crate::cursor::Cursor;
 use crate::units::StreamOffset;
 use crate::vmstate::vmdesc::VmDesc;
@@ -51,9 +52,8 @@ fn read_at(input: &[u8], eof: usize) -> Option<Located<'_>> {
 /// Costs no more than reading the text: its last byte is `}`, it holds no
 /// zero byte, and the length before it holds one or ends behind one, as no
 /// description has 16 MiB and more without that.
-pub(crate) fn at_end(input: &[u8]) -> Option<Located<'_>> {
-    let end = input.iter().rposition(|byte| *byte != 0)? + 1;
-    let unpadded = input.get(..end)?;
+pub(crate) fn at_end(input: Bytes<'_>) -> Option<Located<'_>> {
+    let unpadded = input.slice().get(..input.zeros_start())?;
     if !unpadded.ends_with(b"}") {
         return None;
     }
@@ -70,21 +70,26 @@ pub(crate) fn at_end(input: &[u8]) -> Option<Located<'_>> {
 /// device is `is_first`'s.
 ///
 /// At most a few are given, and the texts read for them add up to no more
-/// than twice what is left of the input.
+/// than twice what is left of the input, holes aside.
 pub(crate) fn candidates<'a>(
-    from: Cursor<'a>,
+    from: Bytes<'a>,
     is_first: impl Fn(&VmDesc) -> bool,
 ) -> impl Iterator<Item = Located<'a>> {
-    let behind = from.rest();
-    let mut budget = behind.len().saturating_mul(2);
-    memmem::find_iter(behind, &[record::QEMU_VM_EOF, record::QEMU_VM_VMDESCRIPTION])
+    const HEAD: &[u8] = &[record::QEMU_VM_EOF, record::QEMU_VM_VMDESCRIPTION];
+    let behind = from.slice();
+    let mut budget = (from.len() as u64).saturating_mul(2);
+    from.places(HEAD)
         .filter(move |eof| {
-            let len = text_at(behind, *eof).map_or(usize::MAX, <[u8]>::len);
-            budget.checked_sub(len).map(|left| budget = left).is_some()
+            let Some(text) = text_at(behind, *eof) else { return false };
+            // Of a text with a hole in it no more is read than up to there.
+            let data_len = from.data_len();
+            budget = budget.min(data_len.saturating_mul(2));
+            let left = budget.checked_sub((text.len() as u64).min(data_len));
+            left.map(|left| budget = left).is_some()
         })
         .filter_map(move |eof| {
             let located = read_at(behind, eof)?;
-            Some(Located { eof: from.offset().checked_add(located.eof.0)?, ..located })
+            Some(Located { eof: from.offset_of(located.eof)?, ..located })
         })
         .filter(move |located| is_first(&located.desc))
         .take(limit::VMDESC_CANDIDATES)

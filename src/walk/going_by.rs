@@ -8,9 +8,11 @@
 
 use super::Walk;
 use crate::boundary::Behind;
+use crate::bytes::{self, Bytes};
 use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::feed::{Feed, Incoming, Kept, Parts};
+use crate::holes::Holes;
 use crate::progress::Progress;
 use crate::ram::stretch::PageTaker;
 use crate::ram::{PageSizeHint, RamReader};
@@ -90,7 +92,7 @@ impl<'a> GoingBy<'a, '_> {
     pub(super) fn drain(&mut self) -> (u64, bool) {
         let kept = self.parts.end();
         let unkept = self.feed.from(kept);
-        let (len, is_zero) = (unkept.len() as u64, unkept.iter().all(|byte| *byte == 0));
+        let (len, is_zero) = (unkept.len() as u64, bytes::is_zero(unkept));
         let (more, more_is_zero) = self.feed.drain();
         (len + more, is_zero && more_is_zero)
     }
@@ -178,9 +180,9 @@ impl<'a, 'p> Walk<'a, 'p> {
             devices_end: StreamOffset(0),
             is_over: false,
         };
-        let mut no_ram = RamReader::new(&[], PageSizeHint::Unknown, progress);
+        let mut no_ram = RamReader::new(Bytes::default(), PageSizeHint::Unknown, progress);
         let head = going_by.keep(&mut no_ram, StreamOffset(0), CONFIGURATION_LEN)?;
-        let walk = Self::from_head(&[], head, None, progress);
+        let walk = Self::from_head(Bytes::default(), head, None, progress);
         let mut walk = walk.map_err(|error| going_by.failure().unwrap_or(error))?;
         walk.ram.let_go_by();
         walk.vain_len.set(limit::UNPROVEN_LEN);
@@ -357,7 +359,7 @@ impl<'a, 'p> Walk<'a, 'p> {
     /// `first` leads to.
     fn described_end(&self, first: &Handler, body: Cursor<'_>) -> Option<StreamOffset> {
         let fits = |desc: &VmDesc| desc.begins_with(first.idstr.as_bytes(), first.instance_id);
-        let mut candidates = locate::candidates(body, fits);
+        let mut candidates = locate::candidates(Bytes::behind(body, Holes::Unknown), fits);
         let proven = candidates.find(|located| self.boundaries().leads_to(first, body, located).is_some())?;
         proven.eof.checked_add(locate::HEAD_LEN + proven.text.len() as u64)
     }

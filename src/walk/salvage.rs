@@ -24,6 +24,7 @@ use std::sync::Arc;
 use likely::Likely;
 
 use super::{Walk, mapped};
+use crate::bytes::Bytes;
 use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::header::{read_configuration, read_magic};
@@ -32,7 +33,7 @@ use crate::progress::Progress;
 use crate::ram::resync::{Attribution, FirstRecord};
 use crate::ram::{PageRecord, PageSizeHint};
 use crate::section::{Footers, Handler, Section, SectionType, read_handler};
-use crate::units::{BlockId, StreamOffset, index};
+use crate::units::{BlockId, StreamOffset};
 use crate::walked::{Walked, Warning};
 use crate::wire::{limit, record};
 
@@ -44,7 +45,7 @@ const WARNED_LOSSES: usize = 64;
 
 /// Walks a damaged stream. `error` is what the walk without salvage met: it is
 /// given back if nothing can be had.
-pub(crate) fn salvage<'a>(input: &'a [u8], progress: &Progress, error: Error) -> Result<Walked<'a>> {
+pub(crate) fn salvage<'a>(input: Bytes<'a>, progress: &Progress, error: Error) -> Result<Walked<'a>> {
     let mut late_page_size = None;
     loop {
         let mut salvage = match Salvage::begin(input, late_page_size, progress) {
@@ -72,7 +73,7 @@ impl Walk<'_, '_> {
     /// the header of a section look like that.
     pub(super) fn ends_early(&self) -> bool {
         let is_in_the_midst = self.ram.has_started() && (self.ram_is_iterating || self.full_count == 0);
-        is_in_the_midst && self.description.is_none() && self.cursor.rest().iter().any(|byte| *byte != 0)
+        is_in_the_midst && self.description.is_none() && !self.behind().is_zero()
     }
 }
 
@@ -117,13 +118,14 @@ struct Salvage<'a, 'p> {
 
 impl<'a, 'p> Salvage<'a, 'p> {
     /// `None` if there is neither a head that can be read, nor a `ram` section.
-    fn begin(input: &'a [u8], late_page_size: Option<PageSizeHint>, progress: &'p Progress) -> Option<Self> {
+    fn begin(input: Bytes<'a>, late_page_size: Option<PageSizeHint>, progress: &'p Progress) -> Option<Self> {
         let error = match Walk::new(input, late_page_size, progress) {
             Ok(walk) => return Some(Self::new(walk)),
             Err(error) => error,
         };
-        let mut head = Cursor::new(input, StreamOffset(0));
-        let at = if read_magic(&mut head).is_ok() { head } else { Cursor::new(input, StreamOffset(0)) };
+        let start = Cursor::new(input.slice(), StreamOffset(0));
+        let mut head = start;
+        let at = if read_magic(&mut head).is_ok() { head } else { start };
         // What of the configuration can be read is not kept: it is not whole.
         let _ = read_configuration(&mut head);
         let mut salvage = Self::new(Walk::begin(input, at, None, late_page_size, progress));
@@ -133,7 +135,7 @@ impl<'a, 'p> Salvage<'a, 'p> {
 
     fn new(mut walk: Walk<'a, 'p>) -> Self {
         walk.ram.take_content();
-        let vain_budget = (walk.input.len() as u64).saturating_mul(limit::VAIN_SCANS);
+        let vain_budget = walk.input.data_len().saturating_mul(limit::VAIN_SCANS);
         Self {
             walk,
             ram: None,
@@ -203,7 +205,7 @@ impl<'a, 'p> Salvage<'a, 'p> {
     }
 
     fn cursor(&self, at: StreamOffset) -> Option<Cursor<'a>> {
-        Some(Cursor::new(self.walk.input.get(index(at.0)?..)?, at))
+        self.walk.input.cursor(at)
     }
 
     /// Goes on behind a failure. False if there is nothing to go on with.
@@ -246,7 +248,8 @@ impl<'a, 'p> Salvage<'a, 'p> {
         self.locate(failure.at);
         let Some(section) = failure.section.as_ref().filter(|_| failure.is_in_ram_body) else {
             if failure.section.as_ref().is_some_and(|section| section.kind == SectionType::Full) {
-                let gone = self.walk.input.len() as u64 - failure.at.0;
+                // Holes are no work.
+                let gone = (self.walk.input.len() as u64 - failure.at.0).min(self.walk.input.data_len());
                 self.vain_budget = self.vain_budget.saturating_sub(gone);
             }
             return StreamOffset(failure.at.0 + 1).max(self.floor);

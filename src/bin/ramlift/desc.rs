@@ -40,7 +40,7 @@ pub(crate) fn find(path: &Path, args: &LayerArgs) -> Result<(Vec<u8>, Exit), Fai
     };
     // What is no stream at all has no description either.
     let is_stream = !failure.is_of(|kind| matches!(kind, ErrorKind::NotAStream { .. }));
-    let Some(last) = Description::at_end_of(input.bytes()).filter(|_| is_stream) else { return Err(failure) };
+    let Some(last) = Description::at_end_of(&input).filter(|_| is_stream) else { return Err(failure) };
     terminal::say(format_args!("warning: {failure}"));
     terminal::say(format_args!("warning: this is the description that the file ends with"));
     Ok((last.text.to_vec(), Exit::Partial))

@@ -72,9 +72,14 @@ struct Job<'j> {
 }
 
 /// Whether a file is read as it goes by. To index it first and then go back to
-/// its pages reads it twice, if memory cannot keep it and what is written.
+/// its pages reads it twice, if memory cannot keep it and what is written. One
+/// of holes above all is not: as it goes by they would be read too.
 fn is_to_be_read_once(args: &ExtractArgs, input: &Input) -> bool {
-    let is_too_long = || memory::available().is_some_and(|len| input.bytes().len() as u64 > len / 2);
+    let is_mostly_data = || input.bytes().len() as u64 / 4 <= input.data_len();
+    let is_too_long = || {
+        let half = memory::available().map(|len| len / 2);
+        half.is_some_and(|half| input.bytes().len() as u64 > half) && is_mostly_data()
+    };
     args.read_once || !args.source.salvage && args.source.channels.is_empty() && is_too_long()
 }
 
@@ -225,7 +230,7 @@ pub(crate) fn supply_shared<'a>(
                 let text = format!("--shared-file: RAM block \"{idstr}\" is in the stream itself");
                 return Err(Failure::Other(text));
             }
-            stream.supply(id, file.bytes()).map_err(Failure::input(file.path()))?;
+            stream.supply(id, file).map_err(Failure::input(file.path()))?;
         }
     }
     Ok(())

@@ -215,6 +215,7 @@ impl<'r, 'a> File<'r, 'a> {
     ) -> Result<(), Failure> {
         let fixed = self.fixed_len();
         if self.is_packed() {
+            check_fixed(fixed, input)?;
             return match staged.allowed.left().is_some_and(|left| fixed > left) {
                 true => Err(staged.allowed.exceeded()),
                 false => room::check_free(fixed, staged.place()),
@@ -277,6 +278,24 @@ impl File<'_, '_> {
         })?;
         fs::File::open(&path).map_err(Failure::file(&directory))
     }
+}
+
+/// Fails if `fixed` bytes, which a compressed dump has for pages that are zero
+/// too, are out of all proportion to what the stream has on the disk.
+fn check_fixed(fixed: u64, input: &Input) -> Result<(), Failure> {
+    /// What any stream may take: that of a guest of 170 GiB.
+    const LEAST: u64 = 1 << 30;
+    const TIMES: u64 = 100;
+    let data_len = input.data_len();
+    if fixed <= LEAST.max(data_len.saturating_mul(TIMES)) {
+        return Ok(());
+    }
+    Err(Failure::Hinted {
+        text: format!(
+            "a compressed dump takes {fixed} bytes for the pages of this guest, zero or not, and the stream has {data_len} on the disk"
+        ),
+        hint: "--format elf, raw or lime leave holes, --format avml leaves out memory that is zero",
+    })
 }
 
 /// Adds what the guest's kernel tells.

@@ -67,9 +67,8 @@ fn watch_with<T>(
 
 /// Walks the stream in `input`, with a bar if it is to be seen.
 pub(crate) fn index(input: &Input, is_visible: bool) -> Result<Stream<'_>, Failure> {
-    let bytes = input.bytes();
-    watch(is_visible, "indexing", bytes.len() as u64, |progress| {
-        input.ahead_of(progress, || Stream::parse_with(bytes, progress))
+    watch(is_visible, "indexing", input.bytes().len() as u64, |progress| {
+        input.ahead_of(progress, || Stream::parse_with(input, progress))
     })
     .map_err(Failure::input(input.path()))
 }
@@ -83,10 +82,10 @@ pub(crate) fn index_or_salvage(
     if !is_salvage {
         return index(input, is_visible);
     }
-    let bytes = input.bytes();
-    watch(is_visible, "indexing", bytes.len() as u64, |progress| Stream::salvage(bytes, progress)).map_err(
-        |error| Failure::Other(format!("{}: nothing can be salvaged: {error}", input.path().display())),
-    )
+    let len = input.bytes().len() as u64;
+    watch(is_visible, "indexing", len, |progress| Stream::salvage(input, progress)).map_err(|error| {
+        Failure::Other(format!("{}: nothing can be salvaged: {error}", input.path().display()))
+    })
 }
 
 fn style() -> ProgressStyle {

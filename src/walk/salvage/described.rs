@@ -6,6 +6,7 @@ use std::collections::{HashMap, VecDeque};
 use memchr::memmem;
 
 use super::{Failure, Salvage, UNDESCRIBED_LEN};
+use crate::bytes::Bytes;
 use crate::cursor::Cursor;
 use crate::loss::Loss;
 use crate::section::{Footers, Handler, Section, SectionType};
@@ -22,6 +23,7 @@ impl<'a> Salvage<'a, '_> {
             self.walk.has_searched = true;
             let tail = self.walk.tail.take().filter(|tail| tail.eof > from);
             let behind = self.cursor(from).unwrap_or(self.walk.cursor);
+            let behind = Bytes::behind(behind, self.walk.input.holes());
             let mut all = locate::candidates(behind, |desc| !desc.devices.is_empty());
             self.walk.located = all
                 .find(|located| self.is_preceded(from, located))
@@ -39,14 +41,14 @@ impl<'a> Salvage<'a, '_> {
         let devices = &located.desc.devices;
         let ends = [devices.last(), devices.first()];
         let before = index(from.0).zip(index(located.eof.0));
-        let Some(before) = before.and_then(|(from, eof)| self.walk.input.get(from..eof)) else {
+        let Some(before) = before.and_then(|(from, eof)| self.walk.input.part(from..eof)) else {
             return false;
         };
         ends.into_iter().flatten().filter_map(header_of).any(|header| {
             /// Type byte and section id.
             const HEAD_LEN: usize = 5;
-            memmem::rfind(before, &header)
-                .and_then(|at| before.get(at.checked_sub(HEAD_LEN)?))
+            let at = before.last_place(&header);
+            at.and_then(|at| before.slice().get(at.checked_sub(HEAD_LEN)?))
                 .is_some_and(|byte| *byte == record::QEMU_VM_SECTION_FULL)
         })
     }
@@ -58,6 +60,7 @@ impl<'a> Salvage<'a, '_> {
         let body = self.cursor(section.body)?;
         let end = self.described_end(section, body).or_else(|| self.first_footer(section, body))?;
         let body_end = end.offset();
+        self.walk.note_hollow(&section.handler, section.body, body_end).ok()?;
         let mut behind = end;
         behind.array::<5>().ok()?;
         if !Footers::is_footer(&end, section.handler.section_id) {

@@ -4,6 +4,7 @@ use memchr::memmem;
 
 use super::{Failure, Resume, Salvage, UNDESCRIBED_LEN};
 use crate::boundary::is_likely;
+use crate::bytes::Bytes;
 use crate::cursor::Cursor;
 use crate::progress::Progress;
 use crate::ram::block::RamLayout;
@@ -34,6 +35,18 @@ impl<'a> Salvage<'a, '_> {
                 return Some(Resume::Pages(at));
             }
             cursor.u8().ok()?;
+            self.pass_zeros(&mut cursor);
+        }
+    }
+
+    /// Passes over zeros that nothing begins among: more than a word has.
+    fn pass_zeros(&self, cursor: &mut Cursor<'a>) {
+        /// Zeros that a word or an EOF can begin with.
+        const REACH: usize = 7;
+        if cursor.rest().starts_with(&[0; REACH + 1]) {
+            let zeros = Bytes::behind(*cursor, self.walk.input.holes()).zeros_end(0);
+            // They are there: they have been looked at.
+            let _ = cursor.bytes((zeros - REACH) as u64);
         }
     }
 
@@ -88,7 +101,7 @@ impl<'a> Salvage<'a, '_> {
         }
         let body = at.rest().get(..UNDESCRIBED_LEN).unwrap_or(at.rest());
         let footer = Footers::of(handler.section_id);
-        budget.spend(body.len() as u64)
+        budget.spend((body.len() as u64).min(self.walk.input.data_len()))
             && memmem::find_iter(body, &footer).any(|len| {
                 let mut end = at;
                 let is_end = end.bytes(len as u64).is_ok();
