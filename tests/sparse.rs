@@ -201,6 +201,25 @@ fn what_stands_behind_a_hole_behind_the_end_is_warned_of() {
 }
 
 /// Devices that nothing describes, but for a description of others far behind.
+fn zstd(bytes: &[u8]) -> Vec<u8> {
+    zstd::encode_all(bytes, 1).unwrap()
+}
+
+#[test]
+fn packed_data_ends_before_a_hole() {
+    let stream = small_stream().finish();
+    let Some(runs) = check(|len| Sparse { len, pieces: vec![(0, zstd(&stream))] }) else { return };
+    assert_eq!(runs[0].code, 0, "{}", runs[0].stderr);
+    // Cut, too, and with more behind.
+    let packed = zstd(&stream);
+    check(|len| Sparse { len, pieces: vec![(0, packed[..packed.len() - 9].to_vec())] });
+    let runs = check_long(&Sparse::around_hole(zstd(&stream), b"stray".to_vec(), LONG));
+    let Some(runs) = runs else { return };
+    assert_eq!(runs[0].code, 0, "{}", runs[0].stderr);
+    let text = "a hole in the midst of packed data: what is behind it in the file is not looked at";
+    assert!(String::from_utf8_lossy(&runs[0].stdout).contains(text));
+}
+
 #[test]
 fn a_description_behind_a_hole_is_looked_for() {
     for has_footers in [true, false] {

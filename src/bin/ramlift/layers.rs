@@ -5,9 +5,10 @@
 //! or scattered clusters, the stream is read as it goes by.
 
 use std::cell::RefCell;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use ramlift::wrapper::compression::Compression;
@@ -15,6 +16,8 @@ use ramlift::wrapper::libvirt::{Format, SaveImage};
 use ramlift::wrapper::qcow2::{ImageFile, Qcow2, RunSource, Snapshot, VmState};
 use ramlift::wrapper::{Bounded, Chain, Layer, PREFIX_LEN, compression, detect, error_of};
 use ramlift::{Incoming, Input, StreamOffset};
+use rustix::fs::{SeekFrom as SystemSeek, seek};
+use rustix::io::Errno;
 
 use crate::args::LayerArgs;
 use crate::evidence::{self, Passing, Reader};
@@ -35,6 +38,9 @@ const UNPACKED_LEAST: u64 = 1 << 30;
 /// blocks of 128 KiB zeros into 4 bytes. bzip2 could make them into less, but no
 /// guest's stream is zeros alone.
 const UNPACKED_TIMES: u64 = 32 << 10;
+
+/// A hole that neither packed data has nor a stream that is read as it goes by.
+const HOLE_LEN: u64 = 1 << 30;
 
 /// A stream, as it can be had.
 pub(crate) enum Bytes {
@@ -100,12 +106,12 @@ fn unwrap_range(
         let layer = detect(prefix.get(to_len(&range)).unwrap_or(&prefix));
         match layer {
             Layer::Libvirt { .. } => {
-                let mut rest = rest_of(path, &file, &range)?;
-                let image = SaveImage::read(&mut rest).map_err(Failure::layer(path))?;
-                let at = image.stream_offset();
+                let image =
+                    SaveImage::read(&mut rest_of(path, &file, &range)?).map_err(Failure::layer(path))?;
                 origin.add_libvirt(&image);
-                range.start = range.start.saturating_add(at).min(size);
+                range.start = range.start.saturating_add(image.stream_offset()).min(size);
                 if !matches!(image.format, Format::Raw | Format::Sparse) {
+                    let rest = packed(path, &file, range, &mut origin)?;
                     return unwrap_reader(path, open_image_stream(&image, rest), args, origin);
                 }
             }
@@ -122,8 +128,8 @@ fn unwrap_range(
                 }
             }
             Layer::Compressed(compression) => {
-                let rest = rest_of(path, &file, &range)?;
                 origin.layers.0.push(layer);
+                let rest = packed(path, &file, range, &mut origin)?;
                 return unwrap_reader(path, decoder(compression, rest), args, origin);
             }
             layer => {
@@ -250,6 +256,46 @@ fn rest_of(path: &Path, file: &File, range: &Range<u64>) -> Result<io::Take<File
     Ok(file.take(range.end - range.start))
 }
 
+/// The packed bytes that begin a range of a file, up to a hole that nothing packed
+/// has. Anybody can make a file of terabytes that are none.
+fn packed(
+    path: &Path,
+    file: &File,
+    mut range: Range<u64>,
+    origin: &mut Origin,
+) -> Result<io::Take<File>, Failure> {
+    let hole = dense_end(file, &range)..range.end;
+    range.end = hole.start;
+    if seek(file, SystemSeek::Data(hole.start)).is_ok_and(|data| data < hole.end) {
+        let text = "a hole in the midst of packed data: what is behind it in the file is not looked at";
+        origin.warnings.push(format!("at {} of the file: {text}", StreamOffset(hole.start)));
+    }
+    rest_of(path, file, &range)
+}
+
+/// Where in a range of a file there is no data for a long way, or its end.
+fn dense_end(file: &File, range: &Range<u64>) -> u64 {
+    let is_sparse = |file: &Metadata| file.is_file() && file.blocks().saturating_mul(512) < file.len();
+    if !file.metadata().is_ok_and(|file| is_sparse(&file)) {
+        return range.end;
+    }
+    let mut data = range.start;
+    while let Ok(hole) = seek(file, SystemSeek::Hole(data))
+        && hole < range.end
+    {
+        let next = match seek(file, SystemSeek::Data(hole)) {
+            Ok(next) => next.min(range.end),
+            Err(Errno::NXIO) => range.end,
+            Err(_) => break,
+        };
+        if next - hole >= HOLE_LEN {
+            return hole;
+        }
+        data = next;
+    }
+    range.end
+}
+
 /// Opens an image's snapshots.
 pub(crate) fn open_image(path: &Path, file: File) -> Result<Qcow2<ImageFile>, Failure> {
     let file = ImageFile::new(file).map_err(Failure::file(path))?;
@@ -322,7 +368,6 @@ fn is_stream(path: &Path, state: Scattered) -> Result<bool, Failure> {
 /// A VM state from its start on, to be read as it goes by: up to a hole that
 /// no stream has which can be read so. Tables can claim 2⁶¹ bytes of zeros.
 pub(crate) fn dense(state: Scattered) -> impl Read + Send {
-    const HOLE_LEN: u64 = 1 << 30;
     let mut runs = state.runs().map_while(Result::ok);
     let hole = runs.find(|run| run.source == RunSource::Zeros && run.len >= HOLE_LEN);
     state.reader().take(hole.map_or(u64::MAX, |hole| hole.at))
