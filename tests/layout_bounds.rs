@@ -4,6 +4,7 @@ mod support;
 
 use support::cli::{Workplace, ramlift_within};
 use support::hostile::in_time;
+use support::kernel::{self, TABLES};
 use support::synth::{Block, Records, Synth, noise};
 
 /// What QEMU describes of a virtio-mem device before RAM.
@@ -75,4 +76,66 @@ fn memory_in_more_parts_than_there_can_be_is_placed_as_one() {
     assert_eq!(parts, 65_536, "16 devices have each part in its place");
     let whole = regions.iter().filter(|region| is_of(region, "all of it")).count();
     assert_eq!(whole as u64, count - 16);
+}
+
+/// A kernel's memory that is seen at every other page of [`RAM_LEN`], and devices that
+/// have 61,440 parts of memory.
+const RAM_LEN: u64 = 1 << 30;
+
+fn many_parts(memory: &kernel::Memory) -> Vec<u8> {
+    let (count, pages) = (15, 8192);
+    let len = pages << 12;
+    let devices = (0..count).map(|nth| Block::new(format!("d{nth}/m"), len));
+    let blocks: Vec<Block> = std::iter::once(Block::new("pc.ram", RAM_LEN)).chain(devices).collect();
+    let synth = Synth::new().configuration("pc-i440fx-10.0").ram(&blocks, memory.records());
+    let bitmap = vec![0x55; pages as usize / 8];
+    (0..count).fold(synth, |synth, nth| device(synth, nth, START + nth * len, len, &bitmap)).finish()
+}
+
+#[test]
+fn an_elf_file_of_as_many_parts_as_there_can_be_takes_no_time() {
+    // Each segment was looked for among all regions, and all virtual addresses of the
+    // kernel were held against all of them: minutes for 4 MB.
+    let info = kernel::info(kernel::RELEASE);
+    let next = |table: u64| (TABLES + table * kernel::PAGE) | 3;
+    let slot = |table: u64, nth: u64| TABLES + table * kernel::PAGE + 8 * nth;
+    let small = |at: u64| at | 3;
+    let memory = kernel::with_tables().put(kernel::INFO, &kernel::info_page(&info));
+    let tables = 6..6 + (RAM_LEN >> 21);
+    let memory = tables.clone().fold(memory, |memory, table| {
+        let at = (table - 6) << 21;
+        let entries = (0..512).map(|nth| if nth % 2 == 0 { small(at + (nth << 12)) } else { 0 });
+        let bytes: Vec<u8> = entries.flat_map(u64::to_le_bytes).collect();
+        memory.word(slot(4, table - 6), next(table)).put(TABLES + table * kernel::PAGE, &bytes)
+    });
+    let place = Workplace::with(&many_parts(&memory));
+    let elf = |more: &[&str]| {
+        let args = [&["extract", "stream", "--format", "elf", "--force"], more].concat();
+        in_time(|| place.ramlift(&args))
+    };
+    // Most pages are not in the stream.
+    elf(&[]).expect_code(3);
+    let refused = elf(&["--vaddr"]).expect_code(1);
+    assert!(refused.stderr.contains("for the segments of an ELF file"), "{}", refused.stderr);
+}
+
+#[test]
+fn memory_of_a_virtio_mem_device_that_does_not_tell_is_missing() {
+    // It was taken for a device's own, and all was said to be there.
+    let len = 0x20_0000;
+    let synth = || pc(std::iter::once(Block::new("d0/m", len)).chain([Block::new("d0/m.rom", 0x1000)]));
+    let told = device(synth(), 0, START, len, &[0xff; 64]);
+    let behind_all = device(synth(), 0, u64::MAX - 0x1f_ffff, len, &[0xff; 64]);
+    let undescribed = device(synth(), 0, START, len, &[0xff; 64]).finish_undescribed();
+    for (stream, is_missing) in [(told.finish(), false), (behind_all.finish(), true), (undescribed, true)] {
+        let layout = layout_json(&stream);
+        let unplaced = layout["unplaced"].as_array().unwrap();
+        let missing: Vec<_> = unplaced.iter().filter(|part| part["is_ram"] == true).collect();
+        assert_eq!(missing.iter().any(|part| part["idstr"] == "d0/m"), is_missing, "{unplaced:?}");
+        assert_eq!(missing.len(), usize::from(is_missing));
+        let place = Workplace::with(&stream);
+        let output = place.ramlift(&["extract", "stream", "--format", "lime"]).expect_code(3);
+        let is_told = output.stderr.contains("\"d0/m\": 0x200000 bytes from 0x0 on have no place");
+        assert_eq!(is_told, is_missing, "{}", output.stderr);
+    }
 }

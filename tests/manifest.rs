@@ -13,7 +13,7 @@ use std::path::Path;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
-use support::cli::{Output, Workplace, ramlift_in};
+use support::cli::{Output, Workplace, ramlift_in, ramlift_within};
 use support::synth::{Block, Records, Synth, noise, small_stream};
 
 fn os(bytes: &[u8]) -> &OsStr {
@@ -303,4 +303,42 @@ fn bytes_behind_compressed_data_are_told_of_alike_in_passing_and_unpacked() {
     assert_eq!(passing["warnings"], unpacked["warnings"]);
     let warning = passing["warnings"][0].as_str().unwrap();
     assert!(warning.contains("behind the end of the stream: at 0x"), "{warning}");
+}
+
+#[test]
+fn what_a_manifest_says_takes_no_more_memory_than_its_length_allows() {
+    // Each of these took 160 bytes for one of its own: 8 GB for 50 MB.
+    let place = Workplace::with(&small_stream().finish());
+    place.ramlift(&["extract", "stream", "-o", "out"]).expect_code(0);
+    let path = place.join("out/manifest.json");
+    let honest = fs::read_to_string(&path).unwrap();
+    for element in [r#"{"":0}"#, r#"{"a":{}}"#, "[[]]"] {
+        for key in ["warnings", "files", "beyond"] {
+            let many = vec![element; (14 << 20) / (element.len() + 1)].join(",");
+            let at = honest.find(r#""warnings": []"#).unwrap();
+            let (before, behind) = honest.split_at(at);
+            let behind =
+                if key == "warnings" { &behind[r#""warnings": []"#.len()..] } else { &format!(",{behind}") };
+            let behind =
+                if key == "files" { behind.replace("\"files\"", "\"others\"") } else { behind.to_owned() };
+            fs::write(&path, format!("{before}\"{key}\": [{many}]{behind}")).unwrap();
+            let output = ramlift_within(640 << 10, place.path(), &["verify", "out"]).expect_code(1);
+            assert!(
+                output.stderr.contains("more than one of its length can honestly say"),
+                "{}",
+                output.stderr
+            );
+        }
+    }
+}
+
+#[test]
+fn a_manifest_of_many_gigabytes_is_not_read() {
+    let place = Workplace::with(&small_stream().finish());
+    place.ramlift(&["extract", "stream", "-o", "out"]).expect_code(0);
+    let mut file = fs::OpenOptions::new().write(true).open(place.join("out/manifest.json")).unwrap();
+    file.write_all(b"\"").unwrap();
+    file.set_len((512 << 20) + 1).unwrap();
+    let output = ramlift_within(400 << 10, place.path(), &["verify", "out"]).expect_code(1);
+    assert!(output.stderr.contains("and none has more than 536870912"), "{}", output.stderr);
 }

@@ -74,3 +74,16 @@ fn little_address_space_ends_no_command_by_a_signal() {
         }
     }
 }
+
+#[test]
+fn the_environment_asks_for_no_more_threads_than_options_can() {
+    // A million of them took ten minutes, and panicked.
+    let place = Workplace::with(&small_stream().finish());
+    for (asked, expected) in [("1025", 1024), ("99999999999", 1024), ("3", 3)] {
+        let mut command = Command::new(binary());
+        command.args(["extract", "stream", "-o", "out", "--force"]).current_dir(place.path());
+        let ended = command.env("RAYON_NUM_THREADS", asked).output().unwrap();
+        assert!(ended.status.success(), "{asked}: {}", String::from_utf8_lossy(&ended.stderr));
+        assert_eq!(place.json("out/manifest.json")["run"]["threads"], expected, "{asked}");
+    }
+}

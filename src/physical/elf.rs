@@ -98,7 +98,7 @@ pub fn plan(layout: &Layout, core: &Core) -> Result<Plan> {
     let notes = notes(core);
     let ranges = ranges(layout);
     let aliases: Vec<VirtualRange> =
-        core.virtual_ranges.iter().flat_map(|alias| alias.in_ram(layout)).collect();
+        core.virtual_ranges.iter().flat_map(|alias| alias.in_ram(&ranges)).collect();
     let count = 1 + ranges.len() + aliases.len();
     if count > SEGMENTS {
         let what = "ranges of guest-physical memory, for the segments of an ELF file";
@@ -114,11 +114,14 @@ pub fn plan(layout: &Layout, core: &Core) -> Result<Plan> {
         let (align, phase) = range.map_or((ALIGN, 0), placing);
         plan.push_region(region.bytes(), align, phase);
     }
+    // Looked up: there can be 65,534 segments, and more regions.
     let offset_of = |at: PhysicalAddress| {
-        let regions = layout.regions().iter().zip(plan.region_offsets());
-        let within = regions.filter(|(region, _)| region.range.contains(&at));
-        within.map(|(region, offset)| offset + (at.0 - region.range.start.0)).next().unwrap_or(0)
+        let behind = layout.regions().partition_point(|region| region.range.start <= at);
+        let nth = behind.checked_sub(1)?;
+        let (region, offset) = layout.regions().get(nth).zip(plan.region_offsets().get(nth))?;
+        offset.checked_add(at.0 - region.range.start.0)
     };
+    let offset_of = |at| offset_of(at).unwrap_or(0);
     let note =
         segment(elf::PT_NOTE, notes_at, 0, PhysicalAddress(0)..PhysicalAddress(0), notes.len() as u64, 4);
     let loads = ranges.iter().map(|range| {
@@ -142,14 +145,14 @@ pub fn plan(layout: &Layout, core: &Core) -> Result<Plan> {
 }
 
 impl VirtualRange {
-    /// The parts of it that are RAM.
-    fn in_ram(&self, layout: &Layout) -> impl Iterator<Item = Self> {
-        ranges(layout).into_iter().filter_map(|range| {
+    /// The parts of it that are RAM, which is in `ranges`, ascending.
+    fn in_ram(&self, ranges: &[Range<PhysicalAddress>]) -> impl Iterator<Item = Self> {
+        let first = ranges.partition_point(|range| range.end <= self.memory.start);
+        let from_there = ranges.get(first..).unwrap_or_default();
+        from_there.iter().take_while(|range| range.start < self.memory.end).map(|range| {
             let start = range.start.max(self.memory.start);
             let memory = start..range.end.min(self.memory.end);
-            let skipped = start.0 - self.memory.start.0;
-            let is_there = memory.start < memory.end;
-            is_there.then(|| Self { start: self.start.wrapping_add(skipped), memory })
+            Self { start: self.start.wrapping_add(start.0 - self.memory.start.0), memory }
         })
     }
 }

@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::hash::Algorithm;
 
+/// The most threads that can be asked for.
+pub(crate) const THREADS_MAX: u16 = 1024;
+
 /// Read QEMU migration streams: guest RAM images and decoded device state.
 ///
 /// A stream is written by `migrate file:…`, `savevm`, `virsh save`, `virsh dump`
@@ -153,7 +156,7 @@ pub(crate) struct ExtractArgs {
     #[arg(long, conflicts_with_all = ["salvage", "channels"])]
     pub(crate) read_once: bool,
     /// Number of threads [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(THREADS_MAX)))]
     pub(crate) threads: Option<u16>,
     /// Show neither progress nor what was written; warnings stay
     #[arg(short, long)]
@@ -174,7 +177,7 @@ pub(crate) struct VerifyArgs {
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) max_temp: Option<u64>,
     /// Number of threads [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(THREADS_MAX)))]
     pub(crate) threads: Option<u16>,
     /// Show neither progress nor that all is well
     #[arg(short, long)]

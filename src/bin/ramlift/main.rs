@@ -51,6 +51,8 @@ mod temporary;
 mod terminal;
 mod verify;
 
+use std::num::NonZeroUsize;
+
 use clap::Parser;
 use clap::error::ErrorKind;
 
@@ -79,10 +81,16 @@ fn main() -> std::process::ExitCode {
     conclude(outcome).into()
 }
 
-/// The threads of a command.
+/// The threads of a command. The environment can ask for no more than `--threads`
+/// can: a million of them take ten minutes to be begun.
 fn pool(threads: Option<u16>) -> Result<rayon::ThreadPool, Failure> {
-    let threads = threads.map_or(0, usize::from);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let of_environment = || {
+        let count: usize = std::env::var("RAYON_NUM_THREADS").ok()?.parse().ok()?;
+        (count > 0).then(|| count.min(usize::from(args::THREADS_MAX)))
+    };
+    let of_machine = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let count = threads.map(usize::from).or_else(of_environment).unwrap_or_else(of_machine);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(count).build();
     pool.map_err(|error| Failure::Other(format!("threads: {error}")))
 }
 

@@ -4,7 +4,11 @@
 //! A key that is given twice is an error: readers differ in which one they
 //! take, so one could be checked and the other believed. Keys that nobody here
 //! knows are listed.
+//!
+//! What is read takes memory: `{"":0}` some 500 bytes. So it is counted, and no
+//! more is kept than what a manifest of that length can honestly say.
 
+use std::cell::Cell;
 use std::fmt;
 use std::io::{BufReader, Read};
 use std::path::Path;
@@ -19,19 +23,38 @@ use crate::hash::Algorithm;
 use crate::manifest::{FileEntry, Run, VERSION};
 use crate::terminal::Brief;
 
+/// Bytes of memory that what a manifest says may take, and for each of its own: of
+/// 65,536 blocks it takes 180 MiB and their names, of what a salvage lost the fourfold.
+const MEMORY: u64 = 256 << 20;
+const MEMORY_PER_BYTE: u64 = 4;
+/// Bytes of a manifest: twice what the longest names of 65,536 blocks make.
+const LONGEST: u64 = 512 << 20;
+
 /// What a manifest says.
-#[derive(Serialize, Deserialize)]
 pub(crate) struct Recorded {
     /// The version of the command that wrote it.
     pub(crate) ramlift: String,
-    manifest_version: u64,
     pub(crate) hash: Option<Algorithm>,
     pub(crate) inputs: Vec<InputEntry>,
     pub(crate) files: Vec<FileEntry>,
     pub(crate) run: Run,
     /// All that follows from the stream.
-    #[serde(flatten)]
     pub(crate) content: Map<String, Value>,
+}
+
+/// What of it does not follow from the stream.
+#[derive(Serialize, Deserialize)]
+struct Head {
+    ramlift: String,
+    manifest_version: u64,
+    hash: Option<Algorithm>,
+    inputs: Vec<InputEntry>,
+    files: Vec<FileEntry>,
+    run: Run,
+}
+
+impl Head {
+    const KEYS: [&str; 6] = ["ramlift", "manifest_version", "hash", "inputs", "files", "run"];
 }
 
 /// What is asked of a manifest before the rest.
@@ -42,17 +65,21 @@ struct Version {
 }
 
 impl Recorded {
-    /// Reads a manifest. `path` is its name for messages.
+    /// Reads a manifest of `len` bytes. `path` is its name for messages.
     ///
     /// Gives it, and the places of keys below the first level that are unknown:
     /// on the first, [`content`](Self::content) has what is left.
-    pub(crate) fn read(path: &Path, file: impl Read) -> Result<(Self, Vec<String>), Failure> {
+    pub(crate) fn read(path: &Path, file: impl Read, len: u64) -> Result<(Self, Vec<String>), Failure> {
         let fail = |error: &dyn fmt::Display| {
             let text = format!("is no manifest that can be checked: {}", Brief(&error.to_string()));
             Failure::Other(format!("{}: {text}", path.display()))
         };
-        let mut deserializer = serde_json::Deserializer::from_reader(BufReader::new(file));
-        let read = Place::Root.deserialize(&mut deserializer);
+        if len > LONGEST {
+            return Err(fail(&format_args!("it has {len} bytes, and none has more than {LONGEST}")));
+        }
+        let mut deserializer = serde_json::Deserializer::from_reader(BufReader::new(file.take(len)));
+        let left = Cell::new(MEMORY + MEMORY_PER_BYTE * len);
+        let read = Reading { place: Place::Root, left: &left }.deserialize(&mut deserializer);
         let value =
             read.and_then(|value| deserializer.end().map(|()| value)).map_err(|error| fail(&error))?;
         let version = Version::deserialize(&value).map_err(|error| fail(&error))?;
@@ -68,12 +95,17 @@ impl Recorded {
                 hint: "verify it with the version that wrote it, or a later one",
             });
         }
-        let recorded = Self::deserialize(&value).map_err(|error| fail(&error))?;
+        let Value::Object(keys) = value else { return Err(fail(&"it is no object")) };
+        let (head, content): (Map<_, _>, Map<_, _>) =
+            keys.into_iter().partition(|(key, _)| Head::KEYS.contains(&key.as_str()));
+        let met = Value::Object(head);
+        let head = Head::deserialize(&met).map_err(|error| fail(&error))?;
         // What was understood, written again, is all that was.
-        let understood = serde_json::to_value(&recorded).map_err(|error| fail(&error))?;
+        let understood = serde_json::to_value(&head).map_err(|error| fail(&error))?;
         let mut unknown = Vec::new();
-        find_unknown(&Place::Root, &value, &understood, &mut unknown);
-        Ok((recorded, unknown))
+        find_unknown(&Place::Root, &met, &understood, &mut unknown);
+        let Head { ramlift, manifest_version: _, hash, inputs, files, run } = head;
+        Ok((Self { ramlift, hash, inputs, files, run, content }, unknown))
     }
 }
 
@@ -117,8 +149,35 @@ impl fmt::Display for Place<'_> {
     }
 }
 
-/// Reads the value that stands there, and refuses keys that are given twice.
-impl<'de> DeserializeSeed<'de> for Place<'_> {
+/// Reads the value that stands at a place, and refuses keys that are given twice.
+#[derive(Clone, Copy)]
+struct Reading<'p> {
+    place: Place<'p>,
+    /// Bytes of memory that all may yet take.
+    left: &'p Cell<u64>,
+}
+
+impl Reading<'_> {
+    /// Counts `len` bytes of memory.
+    fn takes<E: serde::de::Error>(&self, len: usize) -> Result<(), E> {
+        let left = self.left.get().checked_sub(len as u64);
+        let Some(left) = left else {
+            return Err(E::custom("it says more than one of its length can honestly say"));
+        };
+        self.left.set(left);
+        Ok(())
+    }
+}
+
+/// What a value takes where it stands, and a key with it.
+const VALUE_LEN: usize = size_of::<Value>();
+const ENTRY_LEN: usize = VALUE_LEN + size_of::<String>() + 2 * size_of::<usize>();
+/// What an allocation takes beside what it is for.
+const ALLOCATION_LEN: usize = 16;
+/// What an object or an array has room for from the first on.
+const ROOM: usize = 4;
+
+impl<'de> DeserializeSeed<'de> for Reading<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
@@ -126,7 +185,7 @@ impl<'de> DeserializeSeed<'de> for Place<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Place<'_> {
+impl<'de> Visitor<'de> for Reading<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -149,11 +208,13 @@ impl<'de> Visitor<'de> for Place<'_> {
         Ok(value.into())
     }
 
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+    fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<Value, E> {
+        self.takes(ALLOCATION_LEN + value.len())?;
         Ok(value.into())
     }
 
-    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+    fn visit_string<E: serde::de::Error>(self, value: String) -> Result<Value, E> {
+        self.takes(ALLOCATION_LEN + value.len())?;
         Ok(value.into())
     }
 
@@ -163,7 +224,13 @@ impl<'de> Visitor<'de> for Place<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Value, A::Error> {
         let mut array = Vec::new();
-        while let Some(element) = elements.next_element_seed(Place::Nth(&self, array.len()))? {
+        self.takes(ALLOCATION_LEN)?;
+        let (above, left) = (self.place, self.left);
+        while let Some(element) =
+            elements.next_element_seed(Reading { place: Place::Nth(&above, array.len()), left })?
+        {
+            let room = if array.is_empty() { ROOM } else { usize::from(array.len() >= ROOM) };
+            self.takes(room * VALUE_LEN)?;
             array.push(element);
         }
         Ok(Value::Array(array))
@@ -171,12 +238,15 @@ impl<'de> Visitor<'de> for Place<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let mut object = Map::new();
+        self.takes(ALLOCATION_LEN)?;
         while let Some(key) = entries.next_key::<String>()? {
-            let place = Place::Key(&self, &key);
+            let room = if object.is_empty() { ROOM } else { usize::from(object.len() >= ROOM) };
+            self.takes(room * ENTRY_LEN + ALLOCATION_LEN + key.len())?;
+            let place = Place::Key(&self.place, &key);
             if object.contains_key(&key) {
                 return Err(A::Error::custom(format_args!("{place} is given twice")));
             }
-            let value = entries.next_value_seed(place)?;
+            let value = entries.next_value_seed(Reading { place, left: self.left })?;
             object.insert(key, value);
         }
         Ok(Value::Object(object))

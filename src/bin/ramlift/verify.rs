@@ -59,13 +59,14 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<Exit, Failure> {
     let output = OutputDir::open(&directory).map_err(Failure::file(&directory))?;
     let path = directory.join(&name);
     let file = output.file(&name).map_err(Failure::file(&path))?;
-    if file.metadata().map_err(Failure::file(&path))?.len() == 0 {
+    let len = file.metadata().map_err(Failure::file(&path))?.len();
+    if len == 0 {
         return Err(Failure::Hinted {
             text: format!("{}: is no manifest that can be checked: it is empty", path.display()),
             hint: "did the system go down soon after it was written? extract again, by --force, and by --sync if that can happen",
         });
     }
-    let (manifest, unknown) = Recorded::read(&path, file)?;
+    let (manifest, unknown) = Recorded::read(&path, file, len)?;
     let check = Check { args, output: &output, name: &name, manifest: &manifest };
     let mut report = Report::default();
     unknown.iter().for_each(|key| check.unknown_key(key, &mut report));

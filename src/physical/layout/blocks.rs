@@ -61,6 +61,9 @@ fn natural(idstr: &Idstr) -> Vec<(Vec<u8>, u64)> {
     parts
 }
 
+/// Why a block is no RAM that is called by a device. Those of virtio-mem are.
+const OF_DEVICE: &str = "memory of a device";
+
 /// Why a block is no RAM of the guest, by its name; `None` if it may be.
 pub(super) fn reason(idstr: &Idstr) -> Option<&'static str> {
     let name = idstr.as_bytes();
@@ -79,7 +82,7 @@ pub(super) fn reason(idstr: &Idstr) -> Option<&'static str> {
         || name == b"virt.secure-ram"
         || name.contains(&b'/') && !name.starts_with(b"/objects/")
     {
-        Some("memory of a device")
+        Some(OF_DEVICE)
     } else {
         None
     }
@@ -116,7 +119,12 @@ pub(super) fn place_plugged(stream: &Stream<'_>, ram: &Ram<'_>, draft: &mut Draf
 /// Places the memory of virtio-mem devices.
 fn place_virtio_mem(stream: &Stream<'_>, ram: &Ram<'_>, draft: &mut Draft<'_>) {
     let devices = virtio_mem::devices(stream);
-    let mut blocks = blocks_at(ram, devices.iter().map(|(path, _)| *path).collect());
+    let mut blocks = HashMap::new();
+    for (path, len, id) in blocks_at(ram, devices.iter().map(|(path, _)| *path).collect()) {
+        // It is missing where the device does not tell, or what it tells cannot be.
+        draft.expect(id);
+        blocks.entry((path, len)).or_insert(id);
+    }
     let mut parts = PARTS_OF_ALL;
     for (path, device) in devices {
         let Some(memory) = virtio_mem::memory_of(&device) else { continue };
@@ -139,16 +147,16 @@ fn place_virtio_mem(stream: &Stream<'_>, ram: &Ram<'_>, draft: &mut Draft<'_>) {
     }
 }
 
-/// The first block of each length that belongs to a device at one of `paths`: its
-/// name is the path and a backend's name. There can be as many devices as blocks.
-fn blocks_at<'p>(ram: &Ram<'_>, paths: HashSet<&'p [u8]>) -> HashMap<(&'p [u8], u64), BlockId> {
-    let mut blocks = HashMap::new();
-    for (id, block, _) in ram.blocks().filter(|_| !paths.is_empty()) {
+/// The blocks of devices at any of `paths`, with the path and their length: their
+/// names are the path and a backend's name. There can be as many devices as blocks.
+fn blocks_at<'p>(ram: &Ram<'_>, paths: HashSet<&'p [u8]>) -> Vec<(&'p [u8], u64, BlockId)> {
+    let mut blocks = Vec::new();
+    let is_asked = |idstr: &Idstr| !paths.is_empty() && reason(idstr) == Some(OF_DEVICE);
+    for (id, block, _) in ram.blocks().filter(|(_, block, _)| is_asked(&block.idstr)) {
         let name = block.idstr.as_bytes();
         let ends = memchr::memchr_iter(b'/', name).take(DEPTH);
-        for path in ends.filter_map(|end| paths.get(name.get(..end)?)) {
-            blocks.entry((*path, block.used_length)).or_insert(id);
-        }
+        let found = ends.filter_map(|end| paths.get(name.get(..end)?));
+        blocks.extend(found.map(|path| (*path, block.used_length, id)));
     }
     blocks
 }

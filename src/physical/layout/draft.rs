@@ -20,6 +20,8 @@ pub(super) struct Draft<'r> {
     regions: BTreeMap<u64, Region>,
     /// Bytes of blocks that have a reason for having no place.
     left: Vec<(BlockId, Range<u64>, &'static str)>,
+    /// Blocks that are RAM although they are called as a device's memory.
+    plugged: HashSet<BlockId>,
     assumptions: Vec<Assumption>,
     device_memory: Option<u64>,
 }
@@ -34,6 +36,7 @@ impl<'r> Draft<'r> {
             is_main: HashSet::new(),
             regions: BTreeMap::new(),
             left: Vec::new(),
+            plugged: HashSet::new(),
             assumptions: Vec::new(),
             device_memory: None,
         };
@@ -109,6 +112,12 @@ impl<'r> Draft<'r> {
     /// Says why bytes of a block have no place.
     pub(super) fn leave(&mut self, block: BlockId, part: Range<u64>, reason: &'static str) {
         self.left.push((block, part, reason));
+    }
+
+    /// Says that a block is RAM, whatever it is called: bytes of it that are neither
+    /// placed nor left are missing.
+    pub(super) fn expect(&mut self, block: BlockId) {
+        self.plugged.insert(block);
     }
 
     /// The parts of blocks that a range of the board's RAM is, and how far
@@ -218,7 +227,7 @@ impl<'r> Draft<'r> {
                 unplaced.push(Unplaced { block: id, range, reason: reason.into(), is_ram: false });
             }
             for range in without(0..block.used_length, known.remove(&id).unwrap_or_default()) {
-                let reason = reason_of(id);
+                let reason = reason_of(id).filter(|_| !self.plugged.contains(&id));
                 unplaced.push(Unplaced {
                     block: id,
                     range: BlockOffset(range.start)..BlockOffset(range.end),
