@@ -90,11 +90,18 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// What begins with `prefix`, of which 13 bytes suffice.
+    /// What begins with `prefix`, of which 13 bytes suffice, but where skippable
+    /// frames come first: those can be of zstd and of lz4, so it is zstd unless the
+    /// prefix shows more.
     pub fn detect(prefix: &[u8]) -> Option<Self> {
         use Compression::*;
-        let starts = |kind: &Self| kind.starts(prefix) || (kind.can_skip() && skippable(prefix).is_some());
-        [Gzip, Bzip2, Xz, Zstd, Lz4, Lzop, Lzma].into_iter().find(starts)
+        let frames =
+            std::iter::successors(Some(prefix), |at| at.get(index(8 + u64::from(skippable(at)?))?..));
+        let behind = frames.last().unwrap_or_default();
+        if skippable(prefix).is_some() {
+            return Some(if Lz4.starts(behind) { Lz4 } else { Zstd });
+        }
+        [Gzip, Bzip2, Xz, Zstd, Lz4, Lzop, Lzma].into_iter().find(|kind| kind.starts(prefix))
     }
 
     /// Whether a member can begin with these bytes.

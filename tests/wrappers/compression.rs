@@ -4,6 +4,7 @@
 use std::io::{self, Read};
 
 use super::{PACKED, check_content, decode, fixture, small_stream, truth};
+use ramlift::wrapper::PREFIX_LEN;
 use ramlift::wrapper::compression::{Compression, decoder};
 use ramlift::wrapper::{Layer, detect, error_of};
 use ramlift::{Error, ErrorKind, StreamOffset};
@@ -68,8 +69,13 @@ fn decodes_skippable_frames_and_padding_between_streams() {
         let (met, error) = decode(kind, &[&bytes[..], padding, &bytes, padding].concat());
         assert!(met == twice && error.is_none(), "{name}: {error:?}");
     }
-    let (met, error) = decode(Compression::Zstd, &[&skippable[..], &fixture("packed.zst")].concat());
-    assert!(met == content && error.is_none(), "{error:?}");
+    // Either can begin with them, and their number is no limit.
+    for (name, kind) in [("packed.zst", Compression::Zstd), ("packed.lz4", Compression::Lz4)] {
+        let bytes = [&skippable.repeat(3)[..], &fixture(name)].concat();
+        assert_eq!(Compression::detect(&bytes[..PREFIX_LEN]), Some(kind), "{name}");
+        let (met, error) = decode(kind, &bytes);
+        assert!(met == content && error.is_none(), "{name}: {error:?}");
+    }
     let (_, error) = decode(
         Compression::Zstd,
         &[&fixture("packed.zst")[..], b"\x50\x2a\x4d\x18\xff\xff\xff\xff."].concat(),

@@ -142,7 +142,7 @@ impl<'r, 'a> File<'r, 'a> {
         warnings: &mut Vec<String>,
     ) -> Result<Self, Failure> {
         let (ram, layout) = (memory.ram(), memory.layout());
-        let fail = Failure::input(&args.source.stream);
+        let fail = Failure::layer(&args.source.stream);
         Ok(match format {
             Format::Lime => Self::Plan(lime::plan(layout)),
             Format::Raw => Self::Plan(raw::plan(layout)),

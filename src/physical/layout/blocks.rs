@@ -68,7 +68,10 @@ const OF_DEVICE: &str = "memory of a device";
 pub(super) fn reason(idstr: &Idstr) -> Option<&'static str> {
     let name = idstr.as_bytes();
     let has = |part: &[u8]| memchr::memmem::find(name, part).is_some();
-    if has(b"rom@")
+    // A memory backend: what follows is what its owner calls it.
+    if name.starts_with(b"/objects/") {
+        None
+    } else if has(b"rom@")
         || name == b"firmware"
         || [&b".rom"[..], b".mrom", b".bios"].iter().any(|end| name.ends_with(end))
     {
@@ -80,7 +83,7 @@ pub(super) fn reason(idstr: &Idstr) -> Option<&'static str> {
     } else if name.ends_with(b".l2lim")
         || name.starts_with(b"homer-")
         || name == b"virt.secure-ram"
-        || name.contains(&b'/') && !name.starts_with(b"/objects/")
+        || name.contains(&b'/')
     {
         Some(OF_DEVICE)
     } else {
@@ -183,5 +186,22 @@ fn place_dimms(ram: &Ram<'_>, draft: &mut Draft<'_>, dimms: &[(BlockId, u64)]) {
         }
         draft.place(*block, 0..*len, PhysicalAddress(address), derived.into());
         next = address.saturating_add(*len);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_memory_backend_is_ram_whatever_its_owner_calls_it() {
+        for name in ["/objects/flash", "/objects/vga.vram", "/objects/x.rom", "/objects/a/b", "ram-node0"] {
+            assert_eq!(reason(&Idstr::from(name)), None, "{name}");
+        }
+        for name in
+            ["virt.flash0", "0000:00:02.0/vga.vram", "/rom@etc/acpi/rsdp", "0000:00:03.0/virtio-net-pci.rom"]
+        {
+            assert!(reason(&Idstr::from(name)).is_some(), "{name}");
+        }
     }
 }
