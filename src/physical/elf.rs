@@ -97,8 +97,10 @@ pub struct Core {
 pub fn plan(layout: &Layout, core: &Core) -> Result<Plan> {
     let notes = notes(core);
     let ranges = ranges(layout);
-    let aliases: Vec<VirtualRange> =
-        core.virtual_ranges.iter().flat_map(|alias| alias.in_ram(layout)).collect();
+    // A guest's tables can show all of many ranges many times: no more of them are
+    // made up than a file has segments.
+    let aliases = core.virtual_ranges.iter().flat_map(|alias| alias.in_ram(&ranges));
+    let aliases: Vec<VirtualRange> = aliases.take(SEGMENTS).collect();
     let count = 1 + ranges.len() + aliases.len();
     if count > SEGMENTS {
         let what = "ranges of guest-physical memory, for the segments of an ELF file";
@@ -114,10 +116,12 @@ pub fn plan(layout: &Layout, core: &Core) -> Result<Plan> {
         let (align, phase) = range.map_or((ALIGN, 0), placing);
         plan.push_region(region.bytes(), align, phase);
     }
+    // There can be as many regions as segments: the one with `at` is looked up.
     let offset_of = |at: PhysicalAddress| {
-        let regions = layout.regions().iter().zip(plan.region_offsets());
-        let within = regions.filter(|(region, _)| region.range.contains(&at));
-        within.map(|(region, offset)| offset + (at.0 - region.range.start.0)).next().unwrap_or(0)
+        let behind = layout.regions().partition_point(|region| region.range.start <= at);
+        let nth = behind.checked_sub(1);
+        let place = nth.and_then(|nth| layout.regions().get(nth).zip(plan.region_offsets().get(nth)));
+        place.map_or(0, |(region, offset)| offset + (at.0 - region.range.start.0))
     };
     let note =
         segment(elf::PT_NOTE, notes_at, 0, PhysicalAddress(0)..PhysicalAddress(0), notes.len() as u64, 4);
@@ -142,9 +146,11 @@ pub fn plan(layout: &Layout, core: &Core) -> Result<Plan> {
 }
 
 impl VirtualRange {
-    /// The parts of it that are RAM.
-    fn in_ram(&self, layout: &Layout) -> impl Iterator<Item = Self> {
-        ranges(layout).into_iter().filter_map(|range| {
+    /// The parts of it that are RAM, which is at `ranges`, by ascending address.
+    fn in_ram(&self, ranges: &[Range<PhysicalAddress>]) -> impl Iterator<Item = Self> {
+        let first = ranges.partition_point(|range| range.end <= self.memory.start);
+        let within = ranges.get(first..).unwrap_or_default().iter();
+        within.take_while(|range| range.start < self.memory.end).filter_map(|range| {
             let start = range.start.max(self.memory.start);
             let memory = start..range.end.min(self.memory.end);
             let skipped = start.0 - self.memory.start.0;
