@@ -13,7 +13,9 @@ mod support;
 
 use support::cli::Workplace;
 use support::fixtures::{data, unpack, unpack_file};
+use support::hostile::in_time;
 use support::physical::notes;
+use support::synth::{Block, Records, Synth, subsection};
 
 /// Streams of `tests/data/cpu`, by what they are of.
 const GUESTS: [&str; 7] =
@@ -176,4 +178,54 @@ fn vcpus_of_a_stream_without_a_description_are_said_to_be_unread() {
     assert!(said.stderr.contains("description"), "{}", said.stderr);
     let said = place.ramlift(&["extract", "stream", "--format", "elf", "-o", "core", "--map", "pc.ram@0"]);
     assert!(said.stderr.contains("registers") && said.stderr.contains("description"), "{}", said.stderr);
+}
+
+/// A vCPU of IBM Z in a stream: what must be of it, in bytes, and a subsection of
+/// so many.
+fn ibm_z(synth: Synth, index: u32, guarded: usize) -> Synth {
+    let field = |name: &str, count: usize| {
+        format!(r#"{{"name": "{name}", "array_len": {count}, "type": "uint8", "size": 1}}"#)
+    };
+    let names =
+        [("env.psw.mask", 1), ("env.psw.addr", 1), ("env.regs", 16), ("env.cregs", 16), ("env.aregs", 16)];
+    let fields = names.map(|(name, count)| field(name, count)).join(", ");
+    let mut keys = format!(r#""vmsd_name": "cpu", "version": 1, "fields": [{fields}]"#);
+    let mut body = vec![1; 50];
+    if guarded > 0 {
+        let gscb = field("env.gscb", guarded);
+        keys.push_str(&format!(
+            r#", "subsections": [{{"vmsd_name": "cpu/gscb", "version": 1, "fields": [{gscb}]}}]"#
+        ));
+        body.extend(subsection("cpu/gscb", 1, &vec![7; guarded]));
+    }
+    synth.device_as(10 + index, "cpu", index, &body, &keys)
+}
+
+#[test]
+fn a_row_has_no_more_registers_than_the_processor() {
+    // Each element had a name: of a byte more than a hundred.
+    let bytes = ibm_z(one_page(), 0, 100_000).finish();
+    let vcpus = cpu::vcpus(&Stream::parse(&bytes).unwrap()).vcpus;
+    assert_eq!(vcpus[0].register("gs3"), Some(7));
+    assert_eq!(vcpus[0].registers().filter(|(name, _)| name.starts_with("gs")).count(), 4);
+}
+
+fn one_page() -> Synth {
+    Synth::machine().ram(&[Block::new("s390.ram", 0x1000)], Records::new().fill("s390.ram", 0, 0x55))
+}
+
+#[test]
+fn many_vcpus_take_no_time() {
+    // For each all devices were gone through.
+    const COUNT: u32 = 30_000;
+    let halted = r#""vmsd_name": "cpu_common", "version": 1, "fields": [{"name": "halted", "type": "uint8", "size": 1}]"#;
+    let synth = (0..COUNT).fold(one_page(), |synth, index| ibm_z(synth, index, 0));
+    let synth = (0..COUNT).fold(synth, |synth, index| {
+        synth.device_as(COUNT + 10 + index, "cpu_common", index, &[u8::from(index == 5)], halted)
+    });
+    let bytes = synth.finish();
+    let stream = Stream::parse(&bytes).unwrap();
+    let vcpus = in_time(|| cpu::vcpus(&stream)).vcpus;
+    assert_eq!(vcpus.len(), COUNT as usize);
+    assert!(vcpus.iter().all(|vcpu| vcpu.halted == Some(vcpu.index == 5)));
 }

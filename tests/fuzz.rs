@@ -154,6 +154,13 @@ fn wrappers() {
 }
 
 #[test]
+fn what_debuggers_read() {
+    fuzz("cpu", 300);
+    fuzz("layout", 300);
+    fuzz("guest", 60);
+}
+
+#[test]
 fn made_streams_against_the_naive_reader() {
     fuzz("differential", 400);
     fuzz("damage", 400);

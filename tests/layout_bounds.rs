@@ -2,6 +2,8 @@
 
 mod support;
 
+use ramlift::physical::{Core, Layout, Region, VirtualRange, elf};
+use ramlift::{BlockId, BlockOffset, PhysicalAddress};
 use support::cli::{Workplace, ramlift_within};
 use support::hostile::in_time;
 use support::kernel::{self, TABLES};
@@ -138,4 +140,34 @@ fn memory_of_a_virtio_mem_device_that_does_not_tell_is_missing() {
         let is_told = output.stderr.contains("\"d0/m\": 0x200000 bytes from 0x0 on have no place");
         assert_eq!(is_told, is_missing, "{}", output.stderr);
     }
+}
+
+/// A layout of pages, the nth at the nth multiple of `step`.
+fn pages(count: u64, step: u64) -> Layout {
+    let region = |nth: u64| Region {
+        range: PhysicalAddress(nth * step)..PhysicalAddress(nth * step + 0x1000),
+        block: BlockId(0),
+        offset: BlockOffset(nth << 12),
+        derived: "".into(),
+    };
+    Layout::from_regions((0..count).map(region).collect()).unwrap()
+}
+
+#[test]
+fn virtual_addresses_of_many_ranges_take_no_time() {
+    // All ranges were gone through for each virtual one, of which a page of a guest's
+    // tables can have 256.
+    let layout = pages(60_000, 0x2000);
+    let alias = |nth: u64| VirtualRange {
+        start: 0xffff_8880_0000_0000 + nth * 0x2000,
+        memory: PhysicalAddress(nth * 0x2000)..PhysicalAddress(nth * 0x2000 + 0x1000),
+    };
+    let core = |count| Core { virtual_ranges: (0..count).map(alias).collect(), ..Core::default() };
+    let plan = in_time(|| elf::plan(&layout, &core(5000))).unwrap();
+    assert_eq!(plan.file_len() >> 12, 60_000 + (plan.heads_len().div_ceil(0x1000)));
+    assert!(in_time(|| elf::plan(&layout, &core(60_000))).is_err());
+    // One that shows all of memory, again and again.
+    let all = VirtualRange { start: 1 << 63, memory: PhysicalAddress(0)..PhysicalAddress(u64::MAX) };
+    let core = Core { virtual_ranges: vec![all; 60_000], ..Core::default() };
+    assert!(in_time(|| elf::plan(&layout, &core)).is_err());
 }

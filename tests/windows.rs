@@ -107,6 +107,15 @@ fn a_vcpu_in_a_program_leads_to_the_kernels_tables() {
 }
 
 #[test]
+fn flags_of_cr3_are_no_part_of_where_tables_are() {
+    let guest = Guest::with(&image());
+    for flags in [0x18, 1 << 63, 1 << 61] {
+        let windows = find_in(&guest.stream(ROOT | flags).finish()).unwrap();
+        assert_eq!((windows.base, windows.page_tables.0), (BASE, ROOT), "{flags:#x}");
+    }
+}
+
+#[test]
 fn five_levels_of_tables_are_gone_through() {
     const TOP: u64 = 0x20_0000 - PAGE;
     let guest = Guest::with(&image());

@@ -17,12 +17,15 @@
 )]
 
 mod body;
+mod cpu;
 mod damage;
 mod description;
 mod device;
 mod differential;
+mod fields;
 mod guest;
 mod images;
+mod layout;
 mod look;
 mod mapped_ram;
 mod multifd;
@@ -45,11 +48,24 @@ use rustix::time::{ClockId, clock_gettime};
 #[path = "../../tests/support/channel.rs"]
 mod channel;
 #[allow(dead_code, reason = "a part of it is used")]
+#[path = "../../tests/support/kernel.rs"]
+mod kernel;
+#[allow(dead_code, reason = "a part of it is used")]
 #[path = "../../tests/support/naive.rs"]
 mod naive;
 #[allow(dead_code, reason = "a part of it is used")]
+#[path = "../../tests/support/physical.rs"]
+mod physical;
+#[allow(dead_code, reason = "a part of it is used")]
 #[path = "../../tests/support/synth.rs"]
 mod synth;
+
+#[allow(dead_code, reason = "a part of it is used")]
+#[path = "../../tests/support/windows.rs"]
+mod nt;
+#[allow(dead_code, reason = "a part of it is used")]
+#[path = "../../tests/support/vcpu.rs"]
+mod vcpu;
 
 /// Bytes of memory that a run may take beside its input.
 pub const MEMORY: usize = 256 << 20;
@@ -70,7 +86,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 15] = [
+pub const TARGETS: [Target; 18] = [
     Target { name: "stream", run: stream::run },
     Target { name: "description", run: description::run },
     Target { name: "device", run: device::run },
@@ -86,6 +102,9 @@ pub const TARGETS: [Target; 15] = [
     Target { name: "multifd", run: multifd::run },
     Target { name: "differential", run: differential::run },
     Target { name: "damage", run: damage::run },
+    Target { name: "cpu", run: cpu::run },
+    Target { name: "layout", run: layout::run },
+    Target { name: "guest", run: guest::run },
 ];
 
 /// The target of this name.

@@ -40,7 +40,7 @@ pub fn check_message(error: &Error) {
 }
 
 /// Messages go to terminals: names of the stream stand escaped in them.
-fn check_text(text: &str) {
+pub fn check_text(text: &str) {
     // The longest lists 16 snapshots by name and id, 255 bytes each, escaped.
     assert!(!text.is_empty() && text.len() < 36 << 10, "a message of {} bytes", text.len());
     assert!(text.chars().all(ramlift::Idstr::is_plain), "a message that a terminal obeys: {text:?}");

@@ -58,8 +58,19 @@ fn check(made: &Made) {
     assert!(virtio.subsections.unknown.is_empty());
 }
 
+/// A blob with this as the device's own part.
+pub fn blob(u: &mut Unstructured<'_>, own_part: Vec<u8>) -> Result<Vec<u8>> {
+    Made::with(u, Some(own_part)).map(|made| made.blob)
+}
+
 impl<'a> Arbitrary<'a> for Made {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        Self::with(u, None)
+    }
+}
+
+impl Made {
+    fn with(u: &mut Unstructured<'_>, own_part: Option<Vec<u8>>) -> Result<Self> {
         let (mut blob, has_alignment, has_vectors) = transport(u)?;
         blob.extend(u.arbitrary::<[u8; 8]>()?);
         let config = text(u, 60)?;
@@ -72,7 +83,7 @@ impl<'a> Arbitrary<'a> for Made {
             let rest = 10 + if has_alignment { 4 } else { 0 } + if has_vectors { 2 } else { 0 };
             blob.extend(noise(u.arbitrary::<u8>()?.into(), rest));
         }
-        let own_part = text(u, 100)?;
+        let own_part = own_part.map_or_else(|| text(u, 100), Ok)?;
         blob.extend(&own_part);
         // Without any, nothing says that the own part is none.
         for _ in 0..u.int_in_range(0..=4)? {

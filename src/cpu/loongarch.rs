@@ -7,7 +7,7 @@ use std::fmt;
 
 use super::Vcpu;
 use super::note::{Desc, nt};
-use super::registers::{Registers, numbered, words};
+use super::registers::{Registers, fields, numbered, words};
 use super::text::write_rows;
 use crate::error::Result;
 use crate::physical::Note;
@@ -39,7 +39,7 @@ pub(super) fn read(state: &State<'_, '_>) -> Result<Registers> {
     registers.put_some(state, &prcfg);
     if let Some(fpu) = state.subsection("cpu/fpu") {
         registers.put_some(fpu, &[("fcsr0", "env.fcsr0")]);
-        for (nth, field) in fpu.fields.iter().filter(|field| field.desc.name == "env.fpr").enumerate() {
+        for (nth, field) in fields(fpu, "env.fpr").take(32).enumerate() {
             let low = match field.value.as_struct() {
                 Some(register) => register.fields.first().and_then(|word| word.value.as_u64()),
                 None => field.value.as_u64(),
@@ -50,7 +50,7 @@ pub(super) fn read(state: &State<'_, '_>) -> Result<Registers> {
         }
         // A byte for each flag, the first one lowest.
         let flags = words(fpu, "env.cf");
-        registers.put("fcc", flags.iter().rev().fold(0, |all, flag| all << 8 | flag & 0xff));
+        registers.put("fcc", flags.iter().take(8).rev().fold(0, |all, flag| all << 8 | flag & 0xff));
     }
     Ok(registers)
 }

@@ -28,6 +28,7 @@ mod text;
 mod x86;
 mod x86_text;
 
+use std::collections::HashMap;
 use std::fmt;
 
 pub use note::{CoreKind, core_kind, notes};
@@ -64,11 +65,12 @@ pub struct Vcpus {
 pub fn vcpus(stream: &Stream<'_>) -> Vcpus {
     let Some(architecture) = Architecture::of(stream) else { return Vcpus::default() };
     let mut vcpus = Vcpus::default();
+    let common = common(stream);
     for device in stream.devices().filter(|device| device.section.handler.idstr == "cpu") {
         let index = device.section.handler.instance_id;
         match read(stream, &device, architecture) {
             Ok((architecture, registers)) => {
-                let halted = halted(stream, index);
+                let halted = common.get(&index).and_then(halted);
                 vcpus.vcpus.push(Vcpu { index, architecture, halted, registers });
             }
             Err(error) => vcpus.failures.push(error.inside(format!("registers of vCPU {index}"))),
@@ -103,12 +105,17 @@ fn has_hypervisor_mode(stream: &Stream<'_>) -> bool {
         .is_some_and(|configuration| configuration.machine.as_bytes().starts_with(b"powernv"))
 }
 
-fn halted(stream: &Stream<'_>, index: u32) -> Option<bool> {
-    let is_its = |device: &Device<'_>| {
-        let handler = &device.section.handler;
-        handler.idstr == "cpu_common" && handler.instance_id == index
-    };
-    let state: State<'_, '_> = stream.devices().find(is_its)?.decode().ok()?;
+/// The first `cpu_common` of each index: a stream can have 2¹⁸ of vCPUs and of these.
+fn common<'s>(stream: &'s Stream<'_>) -> HashMap<u32, Device<'s>> {
+    let mut common = HashMap::new();
+    for device in stream.devices().filter(|device| device.section.handler.idstr == "cpu_common") {
+        common.entry(device.section.handler.instance_id).or_insert(device);
+    }
+    common
+}
+
+fn halted(common: &Device<'_>) -> Option<bool> {
+    let state: State<'_, '_> = common.decode().ok()?;
     state.field("halted")?.value.as_u64().map(|halted| halted != 0)
 }
 

@@ -89,7 +89,7 @@ fn put_vectors(registers: &mut Registers, state: &State<'_, '_>) {
     let of = |name: &str| state.subsection(name);
     let list = |name: &str| of(name).map(|state| words(state, "env.vsr")).unwrap_or_default();
     let (high, low) = (list("cpu/fpu"), list("cpu/vsx"));
-    for (nth, high) in high.into_iter().enumerate() {
+    for (nth, high) in high.into_iter().take(32).enumerate() {
         registers.put_words(format!("vsr{nth}"), vec![low.get(nth).copied().unwrap_or(0), high]);
     }
     if let Some(fpu) = of("cpu/fpu") {
@@ -97,7 +97,7 @@ fn put_vectors(registers: &mut Registers, state: &State<'_, '_>) {
     }
     let Some(altivec) = of("cpu/altivec") else { return };
     // As the host has them, the low half first on all hosts but big-endian ones.
-    for (nth, field) in fields(altivec, "env.vsr").enumerate() {
+    for (nth, field) in fields(altivec, "env.vsr").take(32).enumerate() {
         if let Value::Words(words) = &field.value {
             registers.put_words(format!("vr{nth}"), words.clone());
         }

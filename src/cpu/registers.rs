@@ -28,8 +28,11 @@ impl Registers {
         self.0.insert(name.into(), vec![word]);
     }
 
+    /// Puts a register of several words; of none there is nothing to put.
     pub(super) fn put_words(&mut self, name: impl Into<String>, words: Vec<u64>) {
-        self.0.insert(name.into(), words);
+        if !words.is_empty() {
+            self.0.insert(name.into(), words);
+        }
     }
 
     /// Puts the elements of an array under these names. It has at least as many.

@@ -45,7 +45,7 @@ pub(super) fn read(state: &State<'_, '_>) -> Result<Registers> {
     ];
     registers.put_some(state, &rest);
     let guarded = state.subsection("cpu/gscb").map(|state| words(state, "env.gscb")).unwrap_or_default();
-    for (nth, word) in guarded.into_iter().enumerate() {
+    for (nth, word) in guarded.into_iter().take(4).enumerate() {
         registers.put(format!("gs{nth}"), word);
     }
     Ok(registers)

@@ -85,7 +85,7 @@ fn put_rest(registers: &mut Registers, state: &State<'_, '_>) {
 /// `fpr0` to `fpr7`, by their place and not by the stack: 64 bits of mantissa,
 /// then 16 of sign and exponent.
 fn put_x87(registers: &mut Registers, state: &State<'_, '_>) {
-    for (nth, field) in fields(state, "env.fpregs").enumerate() {
+    for (nth, field) in fields(state, "env.fpregs").take(8).enumerate() {
         let Some(register) = field.value.as_struct() else { continue };
         // Since QEMU 2.11 the parts stand in a structure of their own.
         let parts = register.field("tmp").and_then(|tmp| tmp.value.as_struct()).unwrap_or(register);
@@ -117,7 +117,9 @@ fn put_vectors(registers: &mut Registers, state: &State<'_, '_>) {
     for (nth, words) in vectors.into_iter().enumerate().filter(|(_, words)| !words.is_empty()) {
         registers.put_words(format!("xmm{nth}"), words);
     }
-    for (nth, mask) in wide.map(|state| words(state, "env.opmask_regs")).into_iter().flatten().enumerate() {
+    for (nth, mask) in
+        wide.map(|state| words(state, "env.opmask_regs")).into_iter().flatten().take(8).enumerate()
+    {
         registers.put(format!("opmask{nth}"), mask);
     }
 }

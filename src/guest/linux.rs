@@ -201,7 +201,8 @@ impl Linux {
     /// Looks for the banner in the kernel's image, where it stands whole.
     fn with_banner(self, memory: PhysicalMemory<'_, '_>) -> Result<Self> {
         let Some((start, uts)) = self.image_start().zip(self.uts.as_ref()) else { return Ok(self) };
-        let range = start.0..start.0.saturating_add(limit::KERNEL_IMAGE_LEN);
+        let ram_end = memory.layout().regions().last().map_or(0, |region| region.range.end.0);
+        let range = start.0..start.0.saturating_add(limit::KERNEL_IMAGE_LEN).min(ram_end);
         let read = |at, into: &mut [u8]| memory.read(PhysicalAddress(at), into);
         let look = |_, bytes: &[u8]| Ok(banner::find(bytes, uts));
         let banner = search::in_pieces(range, banner::LONGEST, read, look)?;

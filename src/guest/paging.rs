@@ -112,6 +112,11 @@ impl<'m, 'r, 'a> PageTables<'m, 'r, 'a> {
         Self { memory, entries: Entries::X86_64, root, page_bits, address_bits }
     }
 
+    /// Where they begin, without flags.
+    pub(super) fn root(&self) -> PhysicalAddress {
+        self.root
+    }
+
     /// The memory that they are in.
     pub(super) fn memory(&self) -> &'m PhysicalMemory<'r, 'a> {
         self.memory

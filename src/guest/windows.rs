@@ -86,16 +86,21 @@ impl Windows {
         for entry in entries(stream, |lstar| KERNEL.contains(&lstar)) {
             for root in roots(&memory, &entry)? {
                 let around = entry.lstar - limit::NT_IMAGE_LEN..entry.lstar + limit::NT_IMAGE_LEN;
-                let space = AddressSpace::of(&entry.tables(&memory, root), around)?;
+                let tables = entry.tables(&memory, root);
+                let space = AddressSpace::of(&tables, around)?;
                 if let Some(image) = kernel(&space, entry.lstar, &mut tries)? {
-                    return Self::of(&space, &image, root).map(Some);
+                    return Self::of(&space, &image, tables.root()).map(Some);
                 }
             }
         }
         Ok(None)
     }
 
-    fn of(space: &AddressSpace<'_, '_, '_>, image: &Image<'_, '_, '_, '_>, root: u64) -> Result<Self> {
+    fn of(
+        space: &AddressSpace<'_, '_, '_>,
+        image: &Image<'_, '_, '_, '_>,
+        page_tables: PhysicalAddress,
+    ) -> Result<Self> {
         let range = image.range();
         let exports = image.exports()?;
         let place = |name: &[u8]| exports.as_ref().and_then(|exports| exports.find(name));
@@ -105,7 +110,7 @@ impl Windows {
             base: range.start,
             image_len: image.headers.image_len.into(),
             at: space.translate(range.start).map_or(PhysicalAddress(0), |(at, _)| at),
-            page_tables: PhysicalAddress(root & !0xfff & !(1 << 63)),
+            page_tables,
             timestamp: image.headers.timestamp,
             pdb: image.pdb()?,
             build: build.and_then(build_number),

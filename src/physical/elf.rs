@@ -97,8 +97,10 @@ pub struct Core {
 pub fn plan(layout: &Layout, core: &Core) -> Result<Plan> {
     let notes = notes(core);
     let ranges = ranges(layout);
-    let aliases: Vec<VirtualRange> =
-        core.virtual_ranges.iter().flat_map(|alias| alias.in_ram(&ranges)).collect();
+    // A guest's tables can show all of many ranges many times: no more of them are
+    // made up than a file has segments.
+    let aliases = core.virtual_ranges.iter().flat_map(|alias| alias.in_ram(&ranges));
+    let aliases: Vec<VirtualRange> = aliases.take(SEGMENTS).collect();
     let count = 1 + ranges.len() + aliases.len();
     if count > SEGMENTS {
         let what = "ranges of guest-physical memory, for the segments of an ELF file";
@@ -145,14 +147,16 @@ pub fn plan(layout: &Layout, core: &Core) -> Result<Plan> {
 }
 
 impl VirtualRange {
-    /// The parts of it that are RAM, which is in `ranges`, ascending.
+    /// The parts of it that are RAM, which is at `ranges`, by ascending address.
     fn in_ram(&self, ranges: &[Range<PhysicalAddress>]) -> impl Iterator<Item = Self> {
         let first = ranges.partition_point(|range| range.end <= self.memory.start);
-        let from_there = ranges.get(first..).unwrap_or_default();
-        from_there.iter().take_while(|range| range.start < self.memory.end).map(|range| {
+        let within = ranges.get(first..).unwrap_or_default().iter();
+        within.take_while(|range| range.start < self.memory.end).filter_map(|range| {
             let start = range.start.max(self.memory.start);
             let memory = start..range.end.min(self.memory.end);
-            Self { start: self.start.wrapping_add(start.0 - self.memory.start.0), memory }
+            let skipped = start.0 - self.memory.start.0;
+            let is_there = memory.start < memory.end;
+            is_there.then(|| Self { start: self.start.wrapping_add(skipped), memory })
         })
     }
 }

@@ -1,0 +1,2 @@
+#![no_main]
+ramlift_fuzz::target!("layout");
