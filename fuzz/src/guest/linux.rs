@@ -319,7 +319,7 @@ fn others(u: &mut Unstructured<'_>, plan: &Plan, tables: &Tables) -> Result<Vec<
             })
         };
         vcpus.push(Vcpu {
-            lstar: place(right.lstar)? + nth,
+            lstar: place(right.lstar)?.wrapping_add(nth),
             cr3: place(right.cr3)?,
             cr4: place(right.cr4)?,
             gs_base: place(plan.linear)?,
