@@ -463,8 +463,10 @@ impl<'a> MappedPages<'a> {
         let mut behind = 0;
         let words = std::iter::from_fn(|| {
             let first = bitmap.zeros_end(behind) / WORD_LEN * WORD_LEN;
+            // A bitmap can end amid a word.
+            let is_there = (behind..count).contains(&first);
             behind = first + WORD_LEN;
-            (first < count).then_some(first)
+            is_there.then_some(first)
         });
         let telling = words.filter(|first| word(first).any(differs));
         telling.take(SAMPLES).flat_map(|first| word(&first)).collect()
