@@ -50,7 +50,10 @@ pub fn ramlift_in<S: AsRef<OsStr>>(dir: impl AsRef<Path>, args: &[S]) -> Output 
 /// space at most.
 pub fn ramlift_within<S: AsRef<OsStr>>(kib: u64, dir: impl AsRef<Path>, args: &[S]) -> Output {
     let script = format!("ulimit -v {kib} && exec \"$0\" \"$@\"");
-    finish(Command::new("sh").arg("-c").arg(script).arg(binary()).args(args).current_dir(dir))
+    let mut command = Command::new("sh");
+    // Threads that meet in the allocator would be given 64 MiB of addresses each.
+    command.env("MALLOC_ARENA_MAX", "1");
+    finish(command.arg("-c").arg(script).arg(binary()).args(args).current_dir(dir))
 }
 
 /// Runs `ramlift` with `args` in `dir`, and pipes `input` into it.
