@@ -1,4 +1,4 @@
-//! A bound for what is unpacked: 109 bytes can become 8 GiB of zeros.
+//! A bound for what is unpacked: 128 bytes can become 8 GiB of zeros.
 
 use std::io::{self, Read};
 
