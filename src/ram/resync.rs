@@ -117,10 +117,18 @@ pub(crate) enum Attribution {
     /// Only this block is long enough.
     Known(BlockId),
     /// More than one block could have those before `until`; `skipped` is the
-    /// end word of this body, or `until` if that comes first. What is missing
-    /// before them is as long as the pages of `likely` that are missing, if there
-    /// is such a block, which may be by accident.
-    Unknown { likely: Option<BlockId>, skipped: StreamOffset, until: StreamOffset },
+    /// end word of this body, or `until` if that comes first.
+    Unknown { likely: Option<LikelyBlock>, skipped: StreamOffset, until: StreamOffset },
+}
+
+/// A block of which just as many bytes of pages are missing as before records,
+/// which may be by accident.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct LikelyBlock {
+    pub(crate) block: BlockId,
+    /// Where a record names a block again; the greatest number if none is seen:
+    /// other sections can stand between bodies.
+    pub(crate) until: StreamOffset,
 }
 
 /// Records with CONTINUE that stand behind a gap, and have one block.
@@ -230,7 +238,9 @@ impl<'a> RamReader<'a, '_> {
                         || leads_to(list, last.block, followed_by) && self.is_near(last.offset.0, first, gap)
                 })
         });
-        Attribution::Unknown { likely: before.map(|(last, _)| last.block), skipped, until }
+        let named = if followed_by.is_some() { until } else { StreamOffset(u64::MAX) };
+        let likely = before.map(|(last, _)| LikelyBlock { block: last.block, until: named });
+        Attribution::Unknown { likely, skipped, until }
     }
 
     /// Whether in the first pass, which sends all pages, the one behind the gap

@@ -361,9 +361,9 @@ impl<'a, 'p> Salvage<'a, 'p> {
             Attribution::Named => (start.offset(), None, None),
             Attribution::Known(block) => (start.offset(), Some(block), None),
             // Of records that are in one row, the first has said what can be said.
-            Attribution::Unknown { likely: Some(block), until, .. } if !is_known_unknown => {
-                self.likely.add(start.offset()..until);
-                (start.offset(), Some(block), None)
+            Attribution::Unknown { likely: Some(likely), .. } if !is_known_unknown => {
+                self.likely.add(start.offset()..likely.until);
+                (start.offset(), Some(likely.block), None)
             }
             Attribution::Unknown { skipped, until, .. } => {
                 self.unattributed = self.unattributed.max(until);

@@ -189,13 +189,15 @@ fn damage_that_ends_inside_a_word_gives_no_page_to_another_place() {
 #[test]
 fn pages_given_to_a_block_by_the_length_of_a_gap_are_doubtful() {
     let content = |block: u64, page: u64| noise(block << 8 | page, 4096);
-    let pages = |records: Records, block: u64, idstr: &str| {
-        (1..16).fold(records.data(idstr, 0, &content(block, 0)), |records, page| {
-            records.next_data(page << 12, &content(block, page))
-        })
+    let pages = |records: Records, block: u64, pages: Range<u64>| {
+        pages.fold(records, |records, page| records.next_data(page << 12, &content(block, page)))
     };
     let blocks = [Block::new("a", 16 << 12), Block::new("b", 16 << 12)];
-    let bytes = Synth::machine().ram(&blocks, pages(pages(Records::new(), 1, "a"), 2, "b")).finish();
+    let records = pages(Records::new().data("a", 0, &content(1, 0)), 1, 1..16);
+    let records = pages(records.data("b", 0, &content(2, 0)), 2, 1..13);
+    // What is no RAM stands between bodies, and the block goes on behind it.
+    let synth = Synth::machine().ram_start(&blocks).ram_part(records).command(11, &[]);
+    let bytes = synth.ram_end(pages(Records::new(), 2, 13..16)).finish();
     let naive = Naive::read(&bytes, 4096);
     // From page 4 of `a` up to page 9 of `b`: three pages of noise, as if those
     // were the ones that are missing of `a`.
